@@ -1,0 +1,591 @@
+"""Processes as an execution system: templates go to keepers, what keepers tell becomes facts for the ledger."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import selectors
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
+from wfl.contexts.process import keeper, launch
+from wfl.contexts.process.link import Link
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate
+from wfl.errors import (
+    DrmCommunicationError,
+    InvalidArgumentError,
+    InvalidSessionError,
+    InvalidStateError,
+    UnsupportedOperationError,
+    WflError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+log = logging.getLogger("wfl")
+
+KEEPERS = min(4, os.cpu_count() or 1)
+"""A keeper starts about 1,700 processes a second on one core; more are started as load asks for them."""
+BUSY = 64
+"""Tasks that one keeper has in hand before another is started beside it."""
+DISCARDED = "/dev/null"
+INHERIT = "inherit_environment"
+
+
+class _Process:
+    """What is known here of one task: which keeper has it, under which number, and where its output is."""
+
+    __slots__ = ("ended", "err", "id", "join", "link", "n", "out", "paths", "pid", "pinned", "ticks")
+
+    def __init__(self, id: str, link: Link | None, n: int, paths: _Paths) -> None:
+        self.id, self.link, self.n, self.paths = id, link, n, paths
+        self.pid = 0
+        self.ticks: int | None = None
+        self.out: int | None = None
+        self.err: int | None = None
+        self.ended = self.pinned = False
+
+
+class _Paths:
+    """Where output goes for all tasks of one order: explicit paths, or None for files kept by number."""
+
+    __slots__ = ("directory", "err", "join", "out")
+
+    def __init__(self, directory: Path, cwd: str, out: str | None, err: str | None, *, join: bool) -> None:
+        self.directory = directory
+        self.out = out and os.path.join(cwd, out)
+        self.err = err and os.path.join(cwd, err)
+        self.join = join
+
+
+class ProcessBackend(Backend):
+    """One session's processes. One thread reads what all keepers tell; submitting is a message to one of them."""
+
+    name = "process"
+    capabilities = frozenset(
+        {
+            Capability.SUSPEND,
+            Capability.TERMINATE,
+            Capability.OUTPUT,
+            Capability.STREAM,
+            Capability.JT_STAGING,
+            Capability.JT_DEADLINE,
+            Capability.DEADLINE,
+            Capability.REATTACH,
+            Capability.DETACH,
+            Capability.WALLCLOCK_LIMIT,
+            Capability.RUSAGE,
+            Capability.PEAK_MEMORY,
+            Capability.RT_MACHINEOS,
+            Capability.RT_MACHINEARCH,
+        }
+    )
+    fields = launch.FIELDS
+    extensions = frozenset({INHERIT})
+    limits = Limits()
+
+    def __init__(self, *, detach: bool = False, inherit_environment: bool = True) -> None:
+        self._detach, self._inherit = detach, inherit_environment
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._turn = itertools.count()
+        self._names = itertools.count(1)
+        self._links: list[Link] = []
+        self._tasks: dict[Link, dict[int, _Process]] = {}
+        self._processes: dict[str, _Process] = {}
+        self._selector = selectors.DefaultSelector()
+        self._watcher: threading.Thread | None = None
+        self._env: dict[str, str] = {}
+        self._env_number = 0
+        self._closed = False
+
+    def open(self, report: Report, directory: Path | None) -> None:
+        """Nothing is started before the first task; the directory is made then, too."""
+        self._report = report
+        self._keep = directory is not None
+        self._directory = directory
+        self._machines = (socket.gethostname(),)
+
+    # -- submitting --
+
+    def check(self, template: JobTemplate) -> None:
+        """Refuse what this host cannot do, by field and path."""
+        super().check(template)
+        self._order(template)
+
+    def _order(self, template: JobTemplate) -> dict[str, Any]:
+        env = self._environment() if self._inherits(template) else {}
+        return launch.order(template, {**env, **template.job_environment} if template.job_environment else env)
+
+    def _inherits(self, template: JobTemplate) -> bool:
+        text = template.extensions.get(INHERIT) if template.extensions else None
+        if text is None:
+            return self._inherit
+        if text not in ("true", "false"):
+            raise InvalidArgumentError(f"extensions[{INHERIT!r}] is {text!r}, expected 'true' or 'false'")
+        return text == "true"
+
+    def _environment(self) -> dict[str, str]:
+        """The program's environment now; a change since the last look gets a new number, known to the keepers."""
+        env = launch.child_environment()
+        if env != self._env:
+            with self._lock:
+                self._env, self._env_number = env, self._env_number + 1
+        return self._env
+
+    def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
+        """Hand tasks to keepers; tasks that share a template travel in one message, split among the keepers."""
+        outcomes: list[str | WflError] = []
+        for template, group in itertools.groupby(submissions, key=lambda submission: submission.template):
+            tasks = list(group)
+            try:
+                super().check(template)
+                order = self._order(template)
+            except WflError as error:
+                outcomes += [error] * len(tasks)
+                continue
+            self._hand_out(template, order, tasks)
+            outcomes += [task.key for task in tasks]
+        return outcomes
+
+    def _hand_out(self, template: JobTemplate, order: dict[str, Any], tasks: list[Submission]) -> None:
+        links = self._own_links(len(tasks))
+        env_number = self._env_number if self._inherits(template) else 0
+        if tasks[0].index is not None and len(tasks) > 1:
+            _share_output(order)
+        add = dict(template.job_environment or {})
+        add["JOB_ID"] = tasks[0].job_id
+        shared_id = tasks[0].index is not None
+        start = next(self._turn)
+        for turn, link in enumerate(links):
+            share = tasks[(turn + start) % len(links) :: len(links)]
+            if share:
+                self._send(link, {**order, "env": env_number, "add": add}, share, own_id=not shared_id)
+
+    def _send(
+        self,
+        link: Link,
+        order: dict[str, Any],
+        tasks: list[Submission],
+        *,
+        own_id: bool,
+    ) -> None:
+        paths = _Paths(link.directory, order["cwd"], order["out"], order["err"], join=order["join"])
+        rows: list[tuple[int, str, dict[str, str]]] = []
+        with self._lock:
+            known = self._tasks[link]
+            for task in tasks:
+                n = next(self._numbers)
+                known[n] = self._processes[task.key] = _Process(task.key, link, n, paths)
+                extra = {"JOB_ID": task.job_id} if own_id else {"TASK_ID": str(task.index)}
+                rows.append((n, task.key, extra))
+        fds = _pass_descriptors(order)
+        messages: list[list[Any]] = [["spawn", order, rows]]
+        if order["env"] > link.env_number:
+            link.env_number = order["env"]
+            messages.insert(0, ["env", order["env"], self._env])
+        try:
+            link.send(*messages, fds=fds)
+        except DrmCommunicationError:
+            with self._lock:
+                for n, key, _ in rows:
+                    known.pop(n, None)
+                    self._processes.pop(key, None)
+            if not self._keep:
+                _kill_marked({task.key for task in tasks})
+            raise
+
+    def _own_links(self, count: int) -> list[Link]:
+        """The keepers to use: another one is started while there are few and they have much to do."""
+        with self._lock:
+            if self._closed:
+                raise InvalidSessionError("the session is closed")
+            own = [link for link in self._links if link.own and not link.closed.is_set()]
+            wanted = max(1, len(own))
+            if count > BUSY // 4 or (own and min(len(self._tasks[link]) for link in own) >= BUSY):
+                wanted = KEEPERS if count > BUSY // 4 else len(own) + 1
+            while len(own) < min(wanted, KEEPERS):
+                own.append(self._start_keeper())
+            if count > 1:
+                return own
+            return [min(own, key=lambda link: len(self._tasks[link]))]
+
+    def _start_keeper(self) -> Link:
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="wfl-"))
+        name = f"{os.getpid()}-{os.urandom(4).hex()}-{next(self._names)}"
+        link = Link.start(self._directory / name, detach=self._detach, keep=self._keep)
+        self._follow(link)
+        return link
+
+    def _follow(self, link: Link) -> None:
+        """Listen to a keeper from now on."""
+        self._tasks[link] = {}
+        self._links.append(link)
+        self._selector.register(link.sock, selectors.EVENT_READ, lambda: self._hear(link))
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="wfl-process", daemon=True)
+            self._watcher.start()
+
+    # -- what keepers tell --
+
+    def _watch(self) -> None:
+        """The watcher: survives everything but the end of the session."""
+        while not (self._closed and all(link.closed.is_set() for link in self._links)):
+            for key, _ in self._selector.select(0.5 if self._closed else None):
+                try:
+                    key.data()
+                except Exception:
+                    log.exception("process: the watcher goes on after this error")
+
+    def _hear(self, link: Link) -> None:
+        tasks = self._tasks[link]
+
+        def tell(starts: list[Any], ends: list[Any], states: list[Any]) -> None:
+            if link.missed is not None:
+                link.missed.append((starts, ends, states))
+            self._told(tasks, starts, ends, states)
+
+        if link.receive(tell):
+            return
+        self._selector.unregister(link.sock)
+        link.sock.close()
+        if tasks and not (link.goodbye and not link.own):
+            self._bereaved(link)
+
+    def _told(self, tasks: dict[int, _Process], starts: list[Any], ends: list[Any], states: list[Any]) -> None:
+        infos = []
+        ended_now = {row[0] for row in ends} if starts and ends else ()
+        for row in starts:
+            if (process := tasks.get(row[0])) is not None:
+                process.pid, process.ticks = row[1], row[2]
+                if row[0] not in ended_now:
+                    infos.append(self._started(process, row[3]))
+        infos += [
+            JobInfo(id=tasks[n].id, state=JobState.SUSPENDED if suspended else JobState.RUNNING)
+            for n, suspended in states
+            if n in tasks
+        ]
+        for row in ends:
+            if (process := tasks.pop(row[0], None)) is not None:
+                infos.append(self._ended(process, row))
+        self._report(infos)
+
+    def _started(self, process: _Process, when: float) -> JobInfo:
+        return JobInfo(
+            id=process.id,
+            state=JobState.RUNNING,
+            allocated_machines=self._machines,
+            dispatch_time=datetime.fromtimestamp(when, UTC),
+            slots=1,
+        )
+
+    def _ended(self, process: _Process, row: list[Any]) -> JobInfo:
+        _, code, cpu, peak, started, finished, process.out, process.err, why, words = row
+        process.ended = True
+        more: dict[str, Any] = {"finish_time": datetime.fromtimestamp(finished, UTC), "annotation": words}
+        if started is not None:
+            more["dispatch_time"] = datetime.fromtimestamp(started, UTC)
+            more["wallclock_time"] = timedelta(seconds=max(0.0, finished - started))
+            more["cpu_time"] = timedelta(seconds=cpu)
+            more["allocated_machines"] = self._machines
+            more["slots"] = 1
+            more["extensions"] = {"ru_maxrss": str(peak)}
+        if code is not None and code < 0:
+            return ended(process.id, signal_name=_signal_name(-code), exit_status=128 - code, sub_state=why, **more)
+        return ended(process.id, exit_status=code, sub_state=why, **more)
+
+    # -- control and output --
+
+    def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
+        """Signal the whole process trees, one message for all tasks of a keeper."""
+        if action in (Action.HOLD, Action.RELEASE):
+            return {id: UnsupportedOperationError("a process that was started cannot be held") for id in ids}
+        failures: dict[str, WflError] = {}
+        numbers: dict[Link, dict[int, str]] = {}
+        for id in ids:
+            process = self._processes.get(id)
+            if process is None or process.ended:
+                failures[id] = InvalidStateError(f"{id}: it has ended")
+            elif process.link is None:
+                if not _signal_orphan(process, action):
+                    failures[id] = InvalidStateError(f"{id}: it has ended")
+            else:
+                numbers.setdefault(process.link, {})[process.n] = id
+        for link, ns in numbers.items():
+            for n, words in link.ask("control", action.value, list(ns)).items():
+                failures[ns[int(n)]] = InvalidStateError(f"{ns[int(n)]}: cannot {action.value}: {words}")
+        return failures
+
+    def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
+        """From the file that the task writes to: its own path, or the keeper's numbered file."""
+        process = self._processes.get(id)
+        if process is None:
+            raise InvalidStateError(f"{id}: its output was removed (reaped), or belongs to another store")
+        paths = process.paths
+        if stream == "stderr" and paths.join:
+            return b"", True
+        path = paths.out if stream == "stdout" else paths.err
+        if path is None:
+            self._pin(process)
+            number = process.out if stream == "stdout" else process.err
+            if number is None:
+                return b"", True
+            path = f"{paths.directory}/{number}"
+        elif path == DISCARDED or path in launch.PASSED:
+            what = "discarded" if path == DISCARDED else "passed through"
+            raise UnsupportedOperationError(f"{id}: {stream} was {what} ({path}); leave the path unset to keep it")
+        return _read(path, offset, limit)
+
+    def _pin(self, process: _Process) -> None:
+        """Ask where a running task writes; from then on that file is not used again for another task."""
+        if process.pinned or process.ended or process.link is None:
+            return
+        try:
+            numbers = process.link.ask("pin", process.n)
+        except DrmCommunicationError:
+            return
+        if numbers is not None and not process.ended:
+            process.out, process.err = numbers
+            process.pinned = True
+
+    def reap(self, ids: Sequence[str]) -> None:
+        """Remove kept output."""
+        for id in ids:
+            process = self._processes.pop(id, None)
+            if process is not None:
+                for number in (process.out, process.err):
+                    if number is not None:
+                        keeper.remove(f"{process.paths.directory}/{number}")
+
+    def ids(self) -> Sequence[str]:
+        """All tasks that were neither reaped nor refused."""
+        return list(self._processes)
+
+    def ask(self, ids: Sequence[str]) -> Answer:
+        """Only what is gone: everything else is told."""
+        return Answer(gone=[id for id in ids if id not in self._processes])
+
+    # -- keepers that died, programs that came back --
+
+    def _bereaved(self, link: Link) -> None:
+        """A keeper is gone without a goodbye: what it kept is ended (or, detached, followed by pid)."""
+        tasks = self._tasks[link]
+        lost = list(tasks.values())
+        words = link.obituary()
+        log.error("process: %s; %d tasks were in its hands", words, len(lost))
+        if not (self._detach and self._keep) and link.own:
+            _kill_marked({process.id for process in lost})
+        tasks.clear()
+        self._report([self._orphaned(process, words) for process in lost])
+
+    def _orphaned(self, process: _Process, words: str) -> JobInfo:
+        """A task without a keeper: if it lives its end will be seen, but nobody can learn how it ended."""
+        process.link = None
+        if process.ticks is not None and keeper.start_ticks(process.pid) == process.ticks:
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except (OSError, AttributeError):
+                pass
+            else:
+                self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._orphan_ended(process, pidfd, words))
+                return JobInfo(id=process.id, state=JobState.RUNNING)
+        return self._lost(process, words)
+
+    def _orphan_ended(self, process: _Process, pidfd: int, words: str) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        self._report([self._lost(process, words, finish_time=datetime.now(UTC))])
+
+    @staticmethod
+    def _lost(process: _Process, words: str, **more: Any) -> JobInfo:
+        process.ended = True
+        return ended(process.id, sub_state="lost", annotation=f"how it ended is not known: {words}", **more)
+
+    def find(self, known: Sequence[Known]) -> Answer:
+        """Read the journals of all keepers of this store and follow those that live; a key in none never started."""
+        if self._directory is None or not self._keep:
+            return Answer(gone=[task.key for task in known if task.key not in self._processes])
+        wanted = {task.key: task for task in known if task.key not in self._processes}
+        infos: list[JobInfo] = []
+        for directory in sorted(self._directory.iterdir()) if wanted and self._directory.is_dir() else ():
+            mine = any(link.directory == directory for link in self._links if link.own and not link.closed.is_set())
+            if not mine and (directory / "journal").exists():
+                infos += self._revisit(directory, wanted)
+        return Answer(infos=infos, gone=[key for key in wanted if key not in self._processes])
+
+    def _revisit(self, directory: Path, wanted: Mapping[str, Known]) -> Iterable[JobInfo]:
+        """One keeper's tasks: first connect, then read, so that nothing falls between journal and news."""
+        with self._lock:
+            link = next(
+                (link for link in self._links if link.directory == directory and not link.closed.is_set()),
+                None,
+            )
+            if link is None and (link := Link.attach(directory)) is not None:
+                self._follow(link)
+        if link is not None:
+            link.missed = []  # news from now on, until the journal is read and its tasks are known
+            try:
+                link.ask("attach")
+            except DrmCommunicationError:
+                link = None
+        journal = _Journal(directory, wanted)
+        with self._lock:
+            self._processes.update({process.id: process for process in journal.processes.values()})
+            if link is not None:
+                for process in journal.unended():
+                    process.link = link
+                    self._tasks[link][process.n] = process
+        infos = [
+            self._started(journal.processes[n], row[3]) for n, row in journal.starts.items() if n not in journal.ends
+        ]
+        infos += [self._ended(journal.processes[n], row) for n, row in journal.ends.items()]
+        if link is None:
+            infos += [self._orphaned(process, journal.epitaph()) for process in journal.unended()]
+            if not journal.processes:
+                shutil.rmtree(directory, ignore_errors=True)  # all its tasks were reaped
+        else:
+            missed, link.missed = link.missed, None
+            for news in missed or ():
+                self._told(self._tasks[link], *news)
+        return infos
+
+    # -- the end --
+
+    def close(self, *, end: bool) -> None:
+        """Say goodbye to the keepers; with `end`, wait until they have ended everything (two seconds at most)."""
+        with self._lock:
+            self._closed = True
+            links = list(self._links)
+        for link in links:
+            link.bye(end=end)
+        for link in links:
+            if link.own and end:
+                link.closed.wait(10)
+                if link.process is not None:
+                    link.process.wait(10)
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            self._watcher.join(10)
+        self._selector.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the socket must close with the program that owns it."""
+        for link in self._links:
+            if link.sock.fileno() >= 0:
+                os.close(link.sock.detach())
+            if link.process is not None:
+                link.process.returncode = 0
+
+
+class _Journal:
+    """What one keeper wrote down, as far as it is wanted: the last word on how its tasks ended."""
+
+    def __init__(self, directory: Path, wanted: Mapping[str, Known]) -> None:
+        self.directory = directory
+        self.processes: dict[int, _Process] = {}
+        self.starts: dict[int, list[Any]] = {}
+        self.ends: dict[int, list[Any]] = {}
+        self._boot: str | None = None
+        self._pid = 0
+        for line in (directory / "journal").read_bytes().split(b"\n")[:-1]:
+            self._read(json.loads(line), wanted)
+
+    def _read(self, message: list[Any], wanted: Mapping[str, Known]) -> None:
+        if message[0] == "keeper":
+            _, self._pid, _, self._boot = message
+        elif message[0] == "take":
+            for n, key in message[1]:
+                if (task := wanted.get(key)) is not None:
+                    self.processes[n] = _Process(key, None, n, _paths(self.directory, task.template))
+        else:
+            for row in message[1]:
+                if (process := self.processes.get(row[0])) is not None:
+                    self.starts[row[0]] = row
+                    _, process.pid, process.ticks, _, process.out, process.err = row
+                    if self._boot != keeper.boot_id():
+                        process.ticks = None
+            self.ends.update((row[0], row) for row in message[2] if row[0] in self.processes)
+
+    def unended(self) -> list[_Process]:
+        return [process for n, process in self.processes.items() if n not in self.ends]
+
+    def epitaph(self) -> str:
+        """Why nobody is there to say how these tasks ended."""
+        if self._boot != keeper.boot_id():
+            return "this machine was restarted meanwhile"
+        return f"its keeper (process {self._pid}) is gone; somebody may have killed it"
+
+
+def _paths(directory: Path, template: JobTemplate) -> _Paths:
+    cwd = os.path.abspath(template.working_directory or os.getcwd())
+    out, err = template.output_path or None, template.error_path or None
+    join = bool(template.join_files) or (out is not None and out == err)
+    return _Paths(directory, cwd, out, None if join else err, join=join)
+
+
+def _share_output(order: dict[str, Any]) -> None:
+    """Elements of an array that write to one file add to it; it is emptied once, now."""
+    for path in (order["out"], order["err"]):
+        if path is not None and not path.startswith("/dev/"):
+            order["append"] = True
+            with open(os.path.join(order["cwd"], path), "wb"):
+                pass
+
+
+def _pass_descriptors(order: dict[str, Any]) -> list[int]:
+    """Replace the program's own /dev/stdin, /dev/stdout and /dev/stderr by descriptors that go along."""
+    fds: list[int] = []
+    for name in ("in", "out", "err"):
+        fd = launch.PASSED.get(order.get(name) or "")
+        if fd is not None:
+            order[name] = len(fds)
+            fds.append(fd)
+    if fds:
+        order["fds"] = len(fds)
+    return fds
+
+
+def _read(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b"", True
+    except OSError as error:
+        raise InvalidStateError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        data = os.pread(fd, limit, offset)
+    finally:
+        os.close(fd)
+    return data, len(data) < limit
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def _signal_orphan(process: _Process, action: Action) -> bool:
+    """Signal a task whose keeper is gone, if it is still the same process."""
+    if keeper.start_ticks(process.pid) != process.ticks:
+        return False
+    keeper.kill_group(process.pid, keeper.SIGNALS[action.value])
+    return True
+
+
+def _kill_marked(keys: set[str]) -> None:
+    """End all processes that carry one of these keys in their environment."""
+    for pid in keeper.processes():
+        if keeper.mark_of(pid) in keys:
+            keeper.kill(pid, signal.SIGKILL)

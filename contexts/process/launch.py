@@ -1,0 +1,254 @@
+"""From a JobTemplate to what the keeper is told to start: pure but for looking at the file system.
+
+Everything that can be seen to be wrong beforehand is refused here, by path, before anything is started.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+import stat
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
+from wfl.errors import DeniedByDrmsError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wfl.drmaa2 import JobTemplate
+
+FIELDS = frozenset({
+    "remote_command", "args", "submit_as_hold", "job_environment", "working_directory", "job_name", "input_path",
+    "output_path", "error_path", "join_files", "min_slots", "priority", "candidate_machines", "machine_os",
+    "machine_arch", "start_time", "deadline_time", "stage_in_files", "stage_out_files", "resource_limits",
+    "extensions",
+})  # fmt: skip
+"""Template fields that mean something to a process."""
+
+PASSED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+"""Paths that stand for the program's own descriptors."""
+
+_LIMITS = {
+    "CORE_FILE_SIZE": resource.RLIMIT_CORE,
+    "CPU_TIME": resource.RLIMIT_CPU,
+    "DATA_SEGMENT_SIZE": resource.RLIMIT_DATA,
+    "FILE_SIZE": resource.RLIMIT_FSIZE,
+    "OPEN_FILES": resource.RLIMIT_NOFILE,
+    "STACK_SIZE": resource.RLIMIT_STACK,
+    "VIRTUAL_MEMORY": resource.RLIMIT_AS,
+}
+_ARCHITECTURES = {
+    "x86_64": "X64",
+    "amd64": "X64",
+    "i686": "X86",
+    "i386": "X86",
+    "aarch64": "ARM64",
+    "arm64": "ARM64",
+}
+_SYSTEMS = {"Linux": "LINUX", "Darwin": "MACOS"}
+LOWEST, HIGHEST = -20, 19  # niceness (setpriority(2))
+_MAX_STRING = 131072
+"""Bytes of one argument or variable: MAX_ARG_STRLEN of Linux (execve(2))."""
+
+
+def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
+    """What the keeper needs to start this template; `env` is the whole environment that the command will see.
+
+    Raises InvalidArgumentError or DeniedByDrmsError naming what is wrong.
+    """
+    if not template.remote_command:
+        raise InvalidArgumentError("remote_command is empty: name the program to run")
+    _check_host(template)
+    cwd = os.path.abspath(template.working_directory or os.getcwd())
+    _check_directory(cwd)
+    argv = [template.remote_command, *(template.args or ())]
+    _check_size(argv, env)
+    found: dict[str, Any] = {
+        "path": find_program(template.remote_command, cwd, env.get("PATH") or os.defpath),
+        "argv": argv,
+        "cwd": cwd,
+        **_files(template, cwd),
+        **_limits(template),
+    }
+    if template.stage_in_files:
+        found["stage_in"] = _sources(template.stage_in_files)
+    if template.stage_out_files:
+        found["stage_out"] = {os.path.abspath(to): source for to, source in template.stage_out_files.items()}
+    if template.priority is not None:
+        found["nice"] = _niceness(template.priority)
+    if template.deadline_time is not None:
+        found["until"] = template.deadline_time.timestamp()
+    return found
+
+
+def find_program(command: str, cwd: str, path: str) -> str:
+    """The absolute path of a command, as execvp(3) would find it."""
+    if "/" in command:
+        candidates = [os.path.join(cwd, command)]
+    else:
+        candidates = [os.path.join(cwd, place, command) for place in path.split(":")]
+    refusal = ""
+    for candidate in candidates:
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
+            return candidate
+        refusal = refusal or f"{candidate} is {'not executable' if stat.S_ISREG(mode) else 'not a program'}"
+    if refusal:
+        raise InvalidArgumentError(f"remote_command {command!r}: {refusal}")
+    where = "there is no such file" if "/" in command else f"not found in PATH ({path})"
+    raise InvalidArgumentError(f"remote_command {command!r}: {where}" + _hint(command))
+
+
+def _hint(command: str) -> str:
+    if " " in command.strip():
+        return "; give arguments one by one, or use wfl.shell() for a shell command line"
+    return ""
+
+
+def _files(template: JobTemplate, cwd: str) -> dict[str, Any]:
+    """Standard input, output and error; None stands for kept output."""
+    out = _target(template.output_path)
+    err = _target(template.error_path)
+    if template.join_files and template.error_path:
+        raise InvalidArgumentError("join_files sends errors to the output: leave error_path unset (or set it to '')")
+    found: dict[str, Any] = {"join": bool(template.join_files) or (isinstance(out, str) and _same(out, err, cwd))}
+    if template.input_path:
+        found["in"] = template.input_path
+        if template.input_path not in PASSED and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
+            raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
+    for name, path in (("output_path", out), ("error_path", err)):
+        if path is not None and path not in PASSED:
+            if template.input_path and _same(path, template.input_path, cwd) and path != "/dev/null":
+                raise InvalidArgumentError(f"{name} and input_path are the same file, {path}: it would be emptied")
+            _check_writable(name, os.path.join(cwd, path))
+    found.update(out=out, err=None if found["join"] else err)
+    return found
+
+
+def _target(path: str | None) -> str | None:
+    return path or None
+
+
+def _same(one: str, other: str | None, cwd: str) -> bool:
+    return other is not None and os.path.realpath(os.path.join(cwd, one)) == os.path.realpath(os.path.join(cwd, other))
+
+
+def _check_writable(name: str, path: str) -> None:
+    if os.path.isdir(path):
+        raise InvalidArgumentError(f"{name} {path} is a directory")
+    if os.path.exists(path):
+        if not os.access(path, os.W_OK):
+            raise InvalidArgumentError(f"{name} {path} cannot be written")
+        return
+    place = os.path.dirname(path)
+    if not os.path.isdir(place):
+        raise InvalidArgumentError(f"{name} {path}: there is no directory {place}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InvalidArgumentError(f"{name} {path}: no right to create files in {place}")
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise InvalidArgumentError(f"{name} {path}: the file system is read-only")
+
+
+def _check_directory(cwd: str) -> None:
+    if not os.path.isdir(cwd):
+        raise InvalidArgumentError(f"working_directory {cwd} is not there")
+    if not os.access(cwd, os.X_OK):
+        raise InvalidArgumentError(f"working_directory {cwd} cannot be entered")
+
+
+def _check_size(argv: list[str], env: Mapping[str, str]) -> None:
+    """Execve's two limits: on one string, and on all of them together."""
+    total = sum(map(len, argv))
+    if total > _MAX_STRING // 4:  # below that no single string can be too long, in whatever encoding
+        longest = max(argv, key=lambda text: len(os.fsencode(text)))
+        size = len(os.fsencode(longest)) + 1
+        if size > _MAX_STRING:
+            raise InvalidArgumentError(f"an argument has {size} bytes, the system takes {_MAX_STRING}: use a file")
+        total = sum(len(os.fsencode(text)) + 9 for text in (*argv, *env.keys(), *env.values()))
+        limit = os.sysconf("SC_ARG_MAX")
+        if total > limit:
+            raise InvalidArgumentError(f"args and environment need {total} bytes, the system takes {limit}: use a file")
+
+
+def _limits(template: JobTemplate) -> dict[str, Any]:
+    """Real limits as [number, soft, hard]; the keeper itself watches over WALLCLOCK_TIME."""
+    found: dict[str, Any] = {}
+    limits = []
+    for name, value in (template.resource_limits or {}).items():
+        if name == WALLCLOCK_TIME:
+            found["seconds"] = value
+            continue
+        number = _LIMITS[name]
+        soft = max(1, round(value)) if name == CPU_TIME else int(value) * (1 if name == OPEN_FILES else 1024)
+        hard = soft + 2 if name == CPU_TIME else soft  # SIGXCPU first, SIGKILL two seconds later
+        highest = resource.getrlimit(number)[1]
+        if highest != resource.RLIM_INFINITY:
+            if soft > highest and os.geteuid() != 0:
+                raise DeniedByDrmsError(f"resource_limits[{name!r}] is {value}, above this host's limit of {highest}")
+            hard = hard if os.geteuid() == 0 else min(hard, highest)
+        limits.append([number, soft, hard])
+    if limits:
+        found["limits"] = limits
+    return found
+
+
+def _niceness(priority: int) -> int:
+    """Higher priority is lower niceness: priority 5 runs with the program's niceness minus 5."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0) - priority
+    if not LOWEST <= nice <= HIGHEST:
+        raise InvalidArgumentError(f"priority {priority} means niceness {nice}; niceness goes from -20 to 19")
+    if priority > 0 and os.geteuid() != 0 and 20 - nice > resource.getrlimit(resource.RLIMIT_NICE)[0]:
+        raise DeniedByDrmsError(f"priority {priority} needs niceness {nice}, which this user may not set")
+    return nice
+
+
+def _sources(files: Mapping[str, str]) -> dict[str, str]:
+    found = {target: os.path.abspath(source) for target, source in files.items()}
+    for source in found.values():
+        if not os.access(source, os.R_OK):
+            raise InvalidArgumentError(f"stage_in_files: {source} cannot be read")
+    return found
+
+
+@cache
+def host_names() -> frozenset[str]:
+    """What this host is called."""
+    name = socket.gethostname()
+    return frozenset({name, name.partition(".")[0], "localhost"})
+
+
+def _check_host(template: JobTemplate) -> None:
+    if template.candidate_machines and not host_names() & set(template.candidate_machines):
+        wanted = ", ".join(template.candidate_machines)
+        raise DeniedByDrmsError(f"candidate_machines are {wanted}; processes run on {socket.gethostname()}")
+    if template.machine_os and template.machine_os.upper() != _SYSTEMS.get(platform.system()):
+        raise DeniedByDrmsError(
+            f"machine_os is {template.machine_os}; this host runs {_SYSTEMS.get(platform.system())}"
+        )
+    if template.machine_arch:
+        here = _ARCHITECTURES.get(platform.machine(), platform.machine())
+        if template.machine_arch.upper() not in (here, platform.machine().upper()):
+            raise DeniedByDrmsError(f"machine_arch is {template.machine_arch}; this host is {here}")
+
+
+def child_environment() -> dict[str, str]:
+    """The program's environment as its children should see it: without what a frozen program added for itself."""
+    env = dict(os.environ)
+    if getattr(sys, "frozen", False):
+        for name in ("LD_LIBRARY_PATH", "LIBPATH", "DYLD_LIBRARY_PATH"):
+            original = env.pop(f"{name}_ORIG", None)
+            if original is not None:
+                env[name] = original
+            elif env.get(name, "").split(":")[0] == getattr(sys, "_MEIPASS", None):
+                env.pop(name)
+        for name in [name for name in env if name.startswith("_PYI_")]:
+            env.pop(name)
+    return env

@@ -1,0 +1,197 @@
+"""The program's end of one keeper's socket: starting it, sending orders, asking and being answered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from wfl.errors import DrmCommunicationError, SessionManagementError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+PATIENCE = 10.0
+"""Seconds that a living keeper may take to answer; it answers in microseconds unless the machine is swamped."""
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Link:
+    """A connection to one keeper: our own, or one that an earlier or another program started."""
+
+    def __init__(self, sock: socket.socket, directory: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.sock, self.directory, self.process = sock, directory, process
+        self.closed = threading.Event()
+        self.goodbye = False
+        self.env_number = 0
+        self.missed: list[tuple[list[Any], list[Any], list[Any]]] | None = None
+        self._inbox = bytearray()
+        self._sending = threading.Lock()
+        self._requests = itertools.count(1)
+        self._replies: dict[int, _Reply] = {}
+
+    @classmethod
+    def start(cls, directory: Path, *, detach: bool, keep: bool) -> Link:
+        """Start a keeper of our own, in an interpreter of its own, and do not wait for it."""
+        directory.mkdir(mode=0o700, parents=True)
+        ours, theirs = socket.socketpair()
+        arguments = [str(theirs.fileno()), str(os.getpid()), str(directory), str(int(detach)), str(int(keep))]
+        try:
+            with theirs, (directory / "log").open("wb") as log:
+                process = subprocess.Popen(
+                    _command(arguments),
+                    env=_environment(arguments),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            msg = f"cannot start the keeper, the helper process that starts and ends tasks: {error}"
+            raise SessionManagementError(msg) from error
+        return cls(ours, directory, process)
+
+    @classmethod
+    def attach(cls, directory: Path) -> Link | None:
+        """Connect to a keeper that lives on; None if it does not."""
+        sock = socket.socket(socket.AF_UNIX)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:  # through the descriptor: the path of a socket may have no more than 107 bytes
+            sock.connect(f"/proc/self/fd/{fd}/socket" if sys.platform == "linux" else str(directory / "socket"))
+        except OSError:
+            sock.close()
+            return None
+        finally:
+            os.close(fd)
+        return cls(sock, directory)
+
+    @property
+    def own(self) -> bool:
+        """Whether this program started the keeper."""
+        return self.process is not None
+
+    def send(self, *messages: Sequence[Any], fds: Sequence[int] = ()) -> None:
+        """Send messages in one go; the keeper always reads, so this waits for it at most a moment."""
+        data = b"".join([_encode(message).encode() + b"\n" for message in messages])
+        try:
+            with self._sending:
+                if fds:
+                    data = data[socket.send_fds(self.sock, [data], fds) :]
+                self.sock.sendall(data)
+        except OSError as error:
+            raise DrmCommunicationError(self.obituary()) from error
+
+    def ask(self, what: str, *arguments: object) -> Any:
+        """Send a request and wait for its answer."""
+        number = next(self._requests)
+        reply = self._replies[number] = _Reply()
+        try:
+            self.send([what, number, *arguments])
+            if not reply.arrived.wait(PATIENCE) or (self.closed.is_set() and not reply.answered):
+                raise DrmCommunicationError(self.obituary())
+        finally:
+            self._replies.pop(number, None)
+        return reply.value
+
+    def receive(self, tell: Callable[[list[Any], list[Any], list[Any]], None]) -> bool:
+        """Take in what has arrived (called by the watcher alone); False at the end of the connection."""
+        try:
+            data = self.sock.recv(1 << 20)
+        except OSError:
+            data = b""
+        if not data:
+            self.closed.set()
+            for reply in list(self._replies.values()):
+                reply.arrived.set()
+            return False
+        self._inbox += data
+        if b"\n" in data:
+            *lines, rest = self._inbox.split(b"\n")
+            self._inbox = rest
+            for line in lines:
+                message = json.loads(line)
+                if message[0] == "tell":
+                    tell(*message[1:])
+                elif message[0] == "reply" and (waiting := self._replies.get(message[1])):
+                    waiting.answer(message[2])
+        return True
+
+    def bye(self, *, end: bool) -> None:
+        """Leave: the keeper ends everything first, or stays until all has ended by itself."""
+        self.goodbye = True
+        if self.own:
+            try:
+                self.send(["bye", end])
+            except DrmCommunicationError:
+                return
+            if not end and self.process is not None:
+                self.process.returncode = 0  # lives on by intention: no warning about a child not waited for
+        if not (self.own and end):
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the connection; the watcher sees its end."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def obituary(self) -> str:
+        """What to say when the keeper is gone: its last words, if it had any."""
+        words = "the keeper (the helper process that starts and ends tasks) is gone or does not answer"
+        try:
+            lines = (self.directory / "log").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return f"{words}: {lines[-1]}" if lines else words
+
+
+class _Reply:
+    """One answer on its way."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.answered = False
+        self.value: Any = None
+
+    def answer(self, value: object) -> None:
+        self.value, self.answered = value, True
+        self.arrived.set()
+
+
+def _command(arguments: list[str]) -> list[str]:
+    if getattr(sys, "frozen", False):
+        return [sys.executable]  # wfl's runtime hook finds the mark and becomes the keeper
+    return [_interpreter(), "-I", "-S", "-c", _BOOT, os.path.dirname(os.path.abspath(__file__)), *arguments]
+
+
+def _interpreter() -> str:
+    """This Python. Where Python is embedded, sys.executable is the program around it and must not be run."""
+    if "python" in os.path.basename(sys.executable or "").lower() or "pypy" in os.path.basename(sys.executable or ""):
+        return sys.executable
+    import shutil
+
+    found = shutil.which(f"python{sys.version_info[0]}.{sys.version_info[1]}", path=f"{sys.base_prefix}/bin")
+    found = found or shutil.which("python3")
+    if found is None:
+        raise SessionManagementError("no Python interpreter found to run the keeper with: put python3 into PATH")
+    return found
+
+
+def _environment(arguments: list[str]) -> dict[str, str]:
+    env = dict(os.environ)
+    if getattr(sys, "frozen", False):  # unpack anew: our own unpacked files vanish when this program ends
+        env["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
+        env["WFL_KEEPER"] = "\n".join(arguments)
+    return env

@@ -1,0 +1,1 @@
+"""One file for each module of wfl/, and one for the repository as a whole."""

@@ -1,0 +1,37 @@
+"""Tells, from pytest's result files, which suites ran on which Python: tools/summary.py DIRECTORY."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+def outcome(case: ET.Element) -> str:
+    """Return one of OUTCOMES; an error in set-up or in clearing up is a failure."""
+    tags = {child.tag for child in case}
+    if tags & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in tags else "passed"
+
+
+def main(directory: Path) -> int:
+    """Print a table and a closing line; fail when a test failed or none passed."""
+    rows: Counter[tuple[str, str, str]] = Counter()
+    for file in sorted(directory.glob("*.xml")):
+        for case in ET.parse(file).iter("testcase"):  # noqa: S314 - pytest's own file, written a moment ago
+            where = case.get("classname") or case.get("name", "")  # a file that fails to load has no class
+            suite = ".".join(where.split(".")[:2])
+            rows[file.stem, suite, outcome(case)] += 1
+
+    print(f"{'python':<14}{'suite':<24}" + "".join(f"{name:>9}" for name in OUTCOMES))
+    for python, suite in sorted({key[:2] for key in rows}):
+        print(f"{python:<14}{suite:<24}" + "".join(f"{rows[python, suite, name]:>9}" for name in OUTCOMES))
+    total = {name: sum(rows[key] for key in rows if key[2] == name) for name in OUTCOMES}
+    print("total: " + ", ".join(f"{total[name]} {name}" for name in OUTCOMES))
+    return 0 if total["passed"] and not total["failed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

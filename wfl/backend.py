@@ -1,0 +1,213 @@
+"""The contract that an execution system fulfils: submit, control, tell, give output, reap; nothing more.
+
+A backend never waits for a job, never calls user code and keeps no history: it reports facts as `JobInfo` values
+(None = not known), as often and in any order it likes, and the session's ledger merges them.
+`docs/writing-a-backend.md` is the guide.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import structs
+
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState
+from wfl.errors import (
+    InvalidArgumentError,
+    UnsupportedAttributeError,
+    UnsupportedOperationError,
+    WflError,
+    nearest,
+)
+
+Report = Callable[[Iterable[JobInfo]], None]
+"""How a backend tells: a batch of facts for the ledger. Cheap, thread-safe, never runs user code."""
+
+Stream = Literal["stdout", "stderr"]
+
+
+class Action(enum.Enum):
+    """What can be done to a job that the system holds."""
+
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    HOLD = "hold"
+    RELEASE = "release"
+    TERMINATE = "terminate"
+    KILL = "kill"
+
+
+class Submission(msgspec.Struct, frozen=True, gc=False):
+    """One job to be started. `key` is unique for ever and must be findable in the system (name, label, comment).
+
+    `index` is the element's number in an array (None: not an array element); `job_id` is what the job sees as
+    JOB_ID where the system does not set it itself (for an element, the id of its array).
+    """
+
+    key: str
+    template: JobTemplate
+    job_id: str
+    index: int | None = None
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """What the session remembers of a job that it wants found again: `id` is None where no answer ever came."""
+
+    key: str
+    id: str | None
+    template: JobTemplate
+    info: JobInfo | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What the system said when it was reached: facts, and the ids (or keys) that it does not know.
+
+    A job named in neither is one that the system could not speak of now: it is asked about again.
+    """
+
+    infos: Sequence[JobInfo] = ()
+    gone: Sequence[str] = ()
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How hard the session may press the system. Intervals are seconds; None means no limit.
+
+    requests: calls in flight at once; submissions, ids: how many fit in one call;
+    ask_min, ask_max: shortest and longest time between two questions to a backend that must be asked;
+    collect: how long the exit status of an ended job may take to become known.
+    """
+
+    requests: int | None = None
+    submissions: int | None = None
+    ids: int | None = None
+    ask_min: float = 1.0
+    ask_max: float = 60.0
+    collect: float = 30.0
+
+
+Outcome = str | WflError
+"""Of one submission: the system's id for the job, or why it was refused."""
+
+
+class Backend(ABC):
+    """One execution system as one session sees it. All methods may be called from any thread, several at once.
+
+    A method that cannot reach the system raises DrmCommunicationError; for a submission that means
+    *unknown*, and the session settles it with `find`, never by submitting again.
+    """
+
+    name: str
+    """Short name in messages, such as "process"."""
+    capabilities: frozenset[Capability]
+    """What the system does itself; what is missing here the session does where it can (holding, starting later,
+    limits of time and number, arrays) and refuses where it cannot."""
+    fields: frozenset[str]
+    """Template fields that are honoured. A set field that is not listed is refused by name."""
+    extensions: frozenset[str] = frozenset()
+    """Keys of JobTemplate.extensions that are honoured."""
+    limits: Limits = Limits()
+    tells: bool = True
+    """True: ends are reported by the backend itself. False: the session asks, for all jobs in one question."""
+
+    def check(self, template: JobTemplate) -> None:
+        """Raise for a template that this system cannot run as it stands. Called before anything is started."""
+        values = zip(template.__struct_fields__, structs.astuple(template), strict=True)
+        for field, value in values:
+            if value is not None and field not in self.fields and value not in ("", (), {}, False):
+                msg = f"{self.name} does not honour {field}; remove it (honoured: {', '.join(sorted(self.fields))})"
+                raise UnsupportedAttributeError(msg)
+        for key in template.extensions or ():
+            if key not in self.extensions:
+                msg = f"{self.name} has no extension {key!r};{nearest(key, self.extensions)}"
+                raise UnsupportedAttributeError(msg)
+
+    @abstractmethod
+    def open(self, report: Report, directory: Path | None) -> None:
+        """Take the ledger's ear. `directory` is where to keep what must outlive the program (None: no store).
+
+        Contacts the system only as far as needed to say at once that it cannot be used.
+        """
+
+    @abstractmethod
+    def submit(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+        """Start these jobs, at most `limits.submissions` of them; one outcome each, in order."""
+
+    def submit_array(
+        self, submission: Submission, indexes: range, max_parallel: int | None
+    ) -> Sequence[Outcome]:  # pragma: no cover - only called with Capability.NATIVE_ARRAYS
+        """Start one native array; one outcome per element. Only called with Capability.NATIVE_ARRAYS."""
+        raise UnsupportedOperationError(f"{self.name} has no native arrays: {submission, indexes, max_parallel}")
+
+    @abstractmethod
+    def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
+        """Do `action` to these jobs; the failures by id. The new state is reported before this returns."""
+
+    @abstractmethod
+    def ask(self, ids: Sequence[str]) -> Answer:
+        """Where are these jobs? One question for all; never a guess: no answer is DrmCommunicationError."""
+
+    @abstractmethod
+    def find(self, known: Sequence[Known]) -> Answer:
+        """Find jobs again by key, also those of an earlier program, and tell of them from now on.
+
+        The infos carry the system's id in `id` and our key in `extensions["key"]` where the two differ;
+        `gone` lists the *keys* that the system does not know.
+        """
+
+    def collect(self, ids: Sequence[str]) -> Sequence[JobInfo]:
+        """Exit status and usage of jobs seen ended without them (an end reported with sub_state None)."""
+        raise UnsupportedOperationError(f"{self.name} reports ends whole: {ids}")
+
+    @abstractmethod
+    def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
+        """At most `limit` bytes of output from `offset`, and whether that is the end for now."""
+
+    @abstractmethod
+    def reap(self, ids: Sequence[str]) -> None:
+        """Remove what the system keeps of these ended jobs: output, records, containers."""
+
+    @abstractmethod
+    def ids(self) -> Sequence[str]:
+        """The ids of all jobs of this session that the system knows now."""
+
+    @abstractmethod
+    def close(self, *, end: bool) -> None:
+        """Let go. With `end`, everything of this session that still runs is ended first; else it lives on."""
+
+    def abandon(self) -> None:  # noqa: B027 - most hold nothing that a fork shares
+        """The program was forked: drop inherited handles without a word to the system (called in the child)."""
+
+
+def ended(
+    id: str,
+    *,
+    exit_status: int | None = None,
+    signal_name: str | None = None,
+    sub_state: SubState | None = None,
+    **more: Any,
+) -> JobInfo:
+    """The fact that a job has ended, in the one form all backends use.
+
+    A signal gives exit status 128 + N and sub_state "signaled", an exit status "exited", unless the backend
+    knows better; DONE means exit status 0 and nothing else.
+    """
+    if signal_name is not None and exit_status is None:
+        exit_status = 128 + _signal_number(signal_name)
+    sub_state = sub_state or ("signaled" if signal_name else "exited")
+    state = JobState.DONE if exit_status == 0 and sub_state == "exited" else JobState.FAILED
+    return JobInfo(
+        id=id, state=state, sub_state=sub_state, exit_status=exit_status, terminating_signal=signal_name, **more
+    )
+
+
+def _signal_number(name: str) -> int:
+    try:
+        return signal.Signals[name].value
+    except KeyError:
+        raise InvalidArgumentError(f"no signal is named {name!r} here") from None

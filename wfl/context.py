@@ -1,0 +1,132 @@
+"""Context: which execution system a workflow uses, under which name and with which defaults.
+
+It contacts nothing; a Workflow opens it. One line of a script names the context, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wfl.drmaa2 import JobTemplate
+from wfl.errors import InvalidArgumentError, SessionManagementError, nearest
+from wfl.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from wfl.backend import Backend
+
+BUILT_IN = {"process": "wfl.contexts.process:ProcessContext"}
+"""Contexts that come with wfl; others are found by entry points of the group `wfl.contexts`."""
+
+VARIABLE = "WFL_CONTEXT"
+
+
+class Context(ABC):
+    """A choice of execution system with its settings; see `wfl.contexts` for the ones there are.
+
+    default_template: fills the unset fields of every job (own value wins; environments are joined).
+    session_name: jobs are listed by it; letters, digits, '.', '_' and '-'.
+    max_parallel: how many slots of this context's tasks may be in use at once; the rest queue here. None: no limit.
+    store: path of a file in which jobs are recorded, so that a later program finds them again. None: no record.
+    detach: True lets jobs outlive the program.
+    """
+
+    name: str
+    """The name by which `Context.named` finds it."""
+
+    def __init__(
+        self,
+        *,
+        default_template: JobTemplate | None = None,
+        session_name: str = "wfl",
+        max_parallel: int | None = None,
+        store: str | os.PathLike[str] | None = None,
+        detach: bool = False,
+    ) -> None:
+        if default_template is not None and not isinstance(default_template, JobTemplate):
+            raise TypeError(f"default_template is {default_template!r}, expected a JobTemplate")
+        if not session_name or not all(c.isalnum() or c in "._-" for c in session_name) or session_name[0] == ".":
+            raise InvalidArgumentError(f"session_name is {session_name!r}: use letters, digits, '.', '_' and '-'")
+        self.default_template = default_template or JobTemplate()
+        self.session_name = session_name
+        self.max_parallel = check_max_parallel(max_parallel)
+        self.gate = Gate(max_parallel) if max_parallel else None
+        self.store = None if store is None else os.path.abspath(store)
+        self.detach = detach
+        self._task_numbers: Iterator[int] = itertools.count(1)
+
+    @abstractmethod
+    def backend(self) -> Backend:
+        """A new backend for one session, not yet opened."""
+
+    def next_task_number(self) -> int:
+        """The running number that `{{.ID}}` stands for."""
+        return next(self._task_numbers)
+
+    @staticmethod
+    def unique_session_name() -> str:
+        """A session name that nobody else uses."""
+        return f"wfl-{os.urandom(8).hex()}"
+
+    @staticmethod
+    def named(name: str, **settings: Any) -> Context:
+        """The context of this name ("process", "docker", …) with these settings.
+
+        Raises InvalidArgumentError for a name that neither wfl nor an installed package knows.
+        """
+        return _find(name)(**settings)
+
+    @staticmethod
+    def from_environment() -> Context:
+        """The context that WFL_CONTEXT names, such as `slurm` or `process?max_parallel=4`; processes without it."""
+        from urllib.parse import parse_qsl
+
+        name, _, query = os.environ.get(VARIABLE, "process").partition("?")
+        settings = dict(parse_qsl(query, strict_parsing=bool(query), keep_blank_values=True))
+        return Context.named(name, **{key: _value(text) for key, text in settings.items()})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(session_name={self.session_name!r})"
+
+
+def check_max_parallel(value: int | None) -> int | None:
+    """A positive number or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_parallel is {value!r} ({type(value).__name__}), expected int or None")
+    if value < 1:
+        raise InvalidArgumentError(f"max_parallel is {value}, expected 1 or more (None: no limit)")
+    return value
+
+
+def _value(text: str) -> object:
+    """A setting in an environment variable: numbers and true/false are meant as such."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _find(name: str) -> type[Context]:
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found: type[Context] = getattr(import_module(module), attribute)
+        return found
+    from importlib.metadata import entry_points
+
+    points = {point.name: point for point in entry_points(group="wfl.contexts")}
+    if name not in points:
+        raise InvalidArgumentError(f"there is no context {name!r}:{nearest(name, {*points, *BUILT_IN})}")
+    try:
+        loaded: type[Context] = points[name].load()
+    except ImportError as error:
+        raise SessionManagementError(f"context {name!r} ({points[name].value}) cannot be loaded: {error}") from error
+    return loaded

@@ -1,0 +1,118 @@
+"""What the session's ledger is made of: records of jobs, who sleeps on them, and the failures nobody looked at."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from wfl.drmaa2 import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wfl.drmaa2 import JobInfo, JobTemplate
+    from wfl.errors import WflError
+    from wfl.gate import Gate
+    from wfl.session import JobSession
+
+log = logging.getLogger("wfl")
+
+HERE, SUBMITTING, ACCEPTED, ENDED = range(4)
+"""Phases of a record: not given to the system yet, on its way, known to the system, over."""
+
+
+class Record:
+    """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
+
+    __slots__ = (
+        "callbacks", "error", "final", "gates", "id", "index", "info", "job_id", "key", "passed", "phase", "session",
+        "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: JobSession,
+        key: str,
+        template: JobTemplate,
+        *,
+        source: JobTemplate | None = None,
+        job_id: str | None = None,
+        index: int | None = None,
+    ) -> None:
+        self.session, self.key, self.id = session, key, key
+        self.template = template
+        self.source = source or template  # as it was given: without defaults, with placeholders
+        self.job_id, self.index = job_id or key, index
+        self.state = JobState.QUEUED
+        self.phase = HERE
+        self.info: JobInfo | None = None
+        self.error: WflError | None = None
+        self.final: JobInfo | None = None  # an end that was seen, with its exit status still to be collected
+        self.why: tuple[str, str] | None = None  # sub state and words, where the session itself ends the job
+        self.gates: tuple[Gate, ...] = ()
+        self.passed = 0
+        self.slots = template.min_slots or 1
+        self.submitted = time.time()
+        self.unseen = False
+        self.waiters: list[Waiter | Collector] | None = None
+        self.callbacks: list[Callable[[], None]] | None = None
+
+
+class Waiter:
+    """Somebody asleep until a number of records has ended (or started)."""
+
+    __slots__ = ("_lock", "_needed", "started")
+
+    def __init__(self, needed: int, *, started: bool = False) -> None:
+        self._needed, self.started = needed, started
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self, record: Record | None) -> None:
+        """One record fewer to wait for; None: the wait is over (called with the ledger's lock held)."""
+        self._needed = self._needed - 1 if record is not None else 0
+        if self._needed <= 0 and self._lock.locked():
+            self._lock.release()
+
+    def sleep(self, timeout: float | None) -> bool:
+        """Whether it was woken in time."""
+        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
+
+
+class Collector:
+    """A waiter that is handed each record as it ends, and None when the session closes."""
+
+    __slots__ = ("started", "wake")
+
+    def __init__(self, put: Callable[[Record | None], None]) -> None:
+        self.wake, self.started = put, False
+
+
+class Unseen:
+    """Failures and errors that nobody has looked at yet: their number, and words for the first few."""
+
+    FEW = 3
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first: dict[int, str] = {}
+
+    def add(self, thing: object, words: Callable[[], str]) -> None:
+        """One more; the caller adds and discards each thing once."""
+        self._count += 1
+        if len(self._first) < self.FEW:
+            self._first[id(thing)] = words()
+
+    def discard(self, thing: object) -> None:
+        """Somebody looked at it."""
+        self._count -= 1
+        self._first.pop(id(thing), None)
+
+    def warn(self) -> None:
+        """One warning for all of them."""
+        if self._count > 0:
+            shown = "; ".join(self._first.values())
+            more = f" and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
+            log.warning("%d failures or errors that nobody looked at: %s%s", self._count, shown, more)

@@ -1,0 +1,1086 @@
+"""JobSession: the ledger of all jobs of one workflow, and the only place that waits.
+
+Backends put facts into it (`observe`), verbs and callbacks read it. One lock guards it; it is never held while a
+backend works or user code runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from wfl.asker import Asker
+from wfl.backend import Action, Known, Submission, ended
+from wfl.context import check_max_parallel
+from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState
+from wfl.errors import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidSessionError,
+    InvalidStateError,
+    TimeoutError,
+    UnsupportedOperationError,
+    WflError,
+)
+from wfl.gate import Gate, advance, leave_all
+from wfl.placeholders import fill, has_placeholders
+from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
+from wfl.task import Task, TaskArray
+from wfl.threads import Clock, Pool
+from wfl.timing import timeout_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+    from datetime import timedelta
+
+    from wfl.backend import Outcome, Stream
+    from wfl.context import Context
+    from wfl.drmaa2 import JobTemplate
+    from wfl.store import Row, Store
+
+    Submit = Callable[[Sequence[Submission]], Sequence[Outcome]]
+
+log = logging.getLogger("wfl")
+
+KILL_GRACE = 2.0
+"""Seconds between asking a job to end and killing it, where the session enforces a limit of time."""
+FLUSH = 0.05
+"""Seconds that a change may wait before it is written to the store, so that many are written at once."""
+CHUNK = 1 << 20
+"""Bytes of output read at once."""
+FOLLOW = 0.03
+"""Seconds between two looks at the output that somebody is following."""
+CALLBACK_THREADS = 64
+WORKERS = 8
+
+
+class JobSession:
+    """A DRMAA2 job session on one execution system.
+
+    Opening raises SessionManagementError or what the system says. A session belongs to the process that opened it:
+    in a forked child every call is an InvalidSessionError.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.name = context.session_name
+        self.context = context
+        self.backend = context.backend()
+        self._lock = threading.Lock()
+        self._records: dict[str, Record] = {}
+        self._arrays: dict[str, TaskArray] = {}
+        self._uncollected: dict[Record, float] = {}
+        self._early: dict[str, list[JobInfo]] = {}
+        self._submitting = 0
+        self._key = f"{os.urandom(5).hex()}-"
+        self._numbers = itertools.count(1)
+        self._closed: str | None = None
+        self._unended = 0
+        self.unseen = Unseen()
+        self._clock = Clock("wfl-clock")
+        self._workers = Pool("wfl-worker", self._clock, WORKERS)
+        self._callbacks = Pool("wfl-callback", self._clock, CALLBACK_THREADS)
+        self._executor: ThreadPoolExecutor | None = None
+        self._dirty: dict[str, Record] = {}
+        self._asker: Asker | None = None
+        self.changes = 0
+        self.callback_errors: list[tuple[Task, Exception]] = []
+        self._has = self.backend.capabilities.__contains__
+        self.store = _open_store(context.store)
+        try:
+            self.backend.open(self.observe, self.store.directory(self.name) if self.store else None)
+            if not self.backend.tells:
+                self._asker = Asker(self)
+            if self.store:
+                self._come_back(self.store)
+        except BaseException:
+            if self.store:
+                self.store.close()
+            raise
+        _open_sessions.add(self)
+
+    # -- DRMAA2's calls ------------------------------------------------------------------------------------------------
+
+    def run_job(self, template: JobTemplate) -> Task:
+        """Submit one job. Raises what the system says if it refuses."""
+        (task,) = self.start([template])
+        if task.error is not None:
+            raise task.error
+        return task
+
+    def run_bulk_jobs(self, template: JobTemplate, indexes: range, max_parallel: int | None = None) -> TaskArray:
+        """Submit one array. Raises what the system says if it refuses all of it."""
+        array = self.start_array(template, indexes, max_parallel)
+        if array.error is not None and all(task.error for task in array.tasks):
+            raise array.error
+        return array
+
+    def get_jobs(self, like: JobInfo | None = None) -> list[Task]:
+        """All jobs of the session, also from earlier programs; only those that agree with `like` where it says."""
+        self.refresh()
+        with self._lock:
+            tasks = [Task(record) for record in self._records.values()]
+        return [task for task in tasks if like is None or _agrees(task.info(), like)]
+
+    def get_job_array(self, id: str) -> TaskArray:
+        """The array of this id. Raises InvalidArgumentError if there is none."""
+        self.refresh()
+        array = self._arrays.get(id)
+        if array is None:
+            raise InvalidArgumentError(f"session {self.name!r} has no array {id!r}")
+        return array
+
+    def array_of(self, task: Task) -> TaskArray | None:
+        """The array that a task is an element of."""
+        return None if task.index is None else self._arrays.get(task._record.job_id)
+
+    def wait_any_started(self, tasks: Sequence[Task], timeout: float | timedelta | None = None) -> Task:
+        """Wait until one of these has started or ended, and return it. Raises TimeoutError."""
+        return self._wait_any(tasks, timeout_seconds(timeout), started=True)
+
+    def wait_any_terminated(self, tasks: Sequence[Task], timeout: float | timedelta | None = None) -> Task:
+        """Wait until one of these has ended, and return it. Raises TimeoutError."""
+        return self._wait_any(tasks, timeout_seconds(timeout), started=False)
+
+    # -- submitting --
+
+    def start(self, templates: Sequence[JobTemplate]) -> list[Task]:
+        """Submit jobs; one that is refused is a task that has FAILED, with the reason in its `error`."""
+        self._check_open()
+        records = []
+        for template in templates:
+            key = self._next_key()
+            records.append(Record(self, key, self._fill(template), source=template))
+        self._admit(records)
+        return [Task(record) for record in records]
+
+    def again(self, record: Record) -> Record:
+        """Submit the job of this record once more, as a new record (an element keeps its index)."""
+        self._check_open()
+        key = self._next_key()
+        job_id = key if record.index is None else record.job_id
+        template = self._fill(record.source, record.index)
+        new = Record(self, key, template, source=record.source, job_id=job_id, index=record.index)
+        self._admit([new])
+        return new
+
+    def start_array(self, template: JobTemplate, indexes: range, max_parallel: int | None = None) -> TaskArray:
+        """Submit an array: natively where the system has arrays, else element by element."""
+        self._check_open()
+        check_max_parallel(max_parallel)
+        job_id = self._next_key()
+        merged = template.merged_with(self.context.default_template)
+        number = self.context.next_task_number
+        same = not has_placeholders(merged)
+        records = [
+            Record(
+                self,
+                f"{job_id}.{index}",
+                merged if same else fill(merged, index, number),
+                source=template,
+                job_id=job_id,
+                index=index,
+            )
+            for index in indexes
+        ]
+        tasks = [Task(record) for record in records]
+        array = TaskArray(self, job_id, merged, tasks, source=template, max_parallel=max_parallel)
+        self._arrays[job_id] = array
+        native = self._has(Capability.NATIVE_ARRAYS) and same and self.context.gate is None
+        if max_parallel and not (native and self._has(Capability.MAX_PARALLEL)):
+            self._admit(records, gate=Gate(max_parallel))
+        elif native:
+            whole = Submission(job_id, merged, job_id)
+            self._admit(records, submit=lambda _: self.backend.submit_array(whole, indexes, max_parallel))
+        else:
+            self._admit(records)
+        return array
+
+    def _next_key(self) -> str:
+        return f"{self._key}{next(self._numbers)}"
+
+    def _fill(self, template: JobTemplate, index: int | None = None) -> JobTemplate:
+        """The template with defaults, and its placeholders replaced."""
+        return fill(template.merged_with(self.context.default_template), index, self.context.next_task_number)
+
+    def _admit(self, records: list[Record], *, gate: Gate | None = None, submit: Submit | None = None) -> None:
+        """Enter new records into the ledger, and submit those that may start now."""
+        gates = tuple(g for g in (gate, self.context.gate) if g is not None)
+        with self._lock:
+            for record in records:
+                record.gates = gates
+                self._records[record.id] = record
+            self._unended += len(records)
+        waits = bool(gates) or any(self._waits(record.template) for record in records)
+        if self.store is not None:
+            try:
+                self.store.add(records, HERE if waits else SUBMITTING, detach=self.context.detach)
+            except WflError as error:
+                self._refuse(records, error)
+                return
+        if not waits:
+            self._submit(records, submit)
+            return
+        ready = [record for record in records if self._acceptable(record) and self._prepare(record)]
+        self._submit(ready, check_store=True)
+
+    def _waits(self, template: JobTemplate) -> bool:
+        return bool(template.submit_as_hold or template.start_time or template.deadline_time)
+
+    def _acceptable(self, record: Record) -> bool:
+        """Whether the system would take it: known at once, also for what has to wait here."""
+        try:
+            self.backend.check(record.template)
+            for gate in record.gates:
+                if record.slots > gate.limit:
+                    raise InvalidArgumentError(
+                        f"min_slots is {record.slots}, but max_parallel is {gate.limit}: it could never start"
+                    )
+        except WflError as error:
+            self._refuse([record], error)
+            return False
+        return True
+
+    def _prepare(self, record: Record) -> bool:
+        """Go through hold, start time and gates; True if nothing is in the way."""
+        template = record.template
+        if template.deadline_time is not None:
+            self._clock.after(_until(template.deadline_time), lambda: self._deadline(record))
+        if template.submit_as_hold and not self._has(Capability.HOLD):
+            record.state = JobState.QUEUED_HELD
+            return False
+        return self._proceed(record)
+
+    def _proceed(self, record: Record) -> bool:
+        start = record.template.start_time
+        if start is not None and not self._has(Capability.START_TIME) and (wait := _until(start)) > 0:
+            self._clock.after(wait, lambda: self._workers.submit(lambda: self._its_time(record)))
+            return False
+        return advance(record)
+
+    def _its_time(self, record: Record) -> None:
+        if record.phase == HERE and record.state is JobState.QUEUED and advance(record):
+            self._submit([record], check_store=True)
+
+    def _submit(self, records: Sequence[Record], submit: Submit | None = None, *, check_store: bool = False) -> None:
+        """Give records to the system, as many in one request, and as many requests at once, as it likes."""
+        with self._lock:
+            records = [record for record in records if record.phase == HERE]
+            for record in records:
+                record.phase = SUBMITTING
+            self._submitting += 1
+        try:
+            if check_store and self.store is not None and records:
+                self.store.phase(records, SUBMITTING)
+            size = self.backend.limits.submissions if submit is None else None
+            self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
+        except WflError as error:
+            self._refuse(records, error)
+        finally:
+            with self._lock:
+                self._submitting -= 1
+                if not self._submitting:
+                    self._early.clear()
+
+    @staticmethod
+    def chunks(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
+        """Cut into pieces that fit in one request."""
+        if size is None or len(items) <= size:
+            return [items] if items else []
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _in_parallel(self, f: Callable[[Sequence[Any]], None], chunks: list[Sequence[Any]]) -> None:
+        if len(chunks) <= 1:
+            for chunk in chunks:
+                f(chunk)
+            return
+        if self._executor is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._executor = ThreadPoolExecutor(self.backend.limits.requests or WORKERS, "wfl-request")
+        for future in [self._executor.submit(f, chunk) for chunk in chunks]:
+            future.result()
+
+    def _submit_chunk(self, records: Sequence[Record], submit: Submit | None) -> None:
+        submissions = [Submission(r.key, r.template, r.job_id, r.index) for r in records]
+        try:
+            outcomes: Sequence[str | WflError] = (submit or self.backend.submit)(submissions)
+        except DrmCommunicationError as error:
+            self._unknown(records, error)
+            return
+        except WflError as error:
+            outcomes = [error] * len(records)
+        except Exception as error:
+            log.exception("%s: submitting failed in an unforeseen way", self.backend.name)
+            outcomes = [InternalError(f"{self.backend.name}: {error!r}")] * len(records)
+        self._accept(records, outcomes)
+
+    def _accept(self, records: Sequence[Record], outcomes: Sequence[str | WflError]) -> None:
+        early: list[JobInfo] = []
+        doomed: list[Record] = []
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, WflError):
+                self._refuse([record], outcome)
+                continue
+            with self._lock:
+                if record.id != outcome:
+                    self._records.pop(record.id, None)
+                    record.id = outcome
+                    self._records[outcome] = record
+                if record.phase == SUBMITTING:
+                    record.phase = ACCEPTED
+                if outcome in self._early:
+                    early += self._early.pop(outcome)
+                if record.why is not None:
+                    doomed.append(record)
+        self._note(records)
+        self.observe(early)
+        if doomed:
+            self._try_control(doomed, Action.KILL)
+        if self._asker is not None:
+            self._asker.hurry()
+
+    def _refuse(self, records: Sequence[Record], error: WflError) -> None:
+        for record in records:
+            record.error = error
+        self._end_here(records, "launch_failure", str(error))
+
+    def _unknown(self, records: Sequence[Record], error: DrmCommunicationError, wait: float = 0.05) -> None:
+        """Nobody can say whether these were accepted: ask by key until somebody can, and submit nothing again."""
+        for record in records:
+            record.state = JobState.UNDETERMINED
+        log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
+
+        def settle() -> None:
+            if self._closed:
+                return
+            try:
+                answer = self.backend.find([Known(r.key, None, r.template) for r in records])
+            except WflError as again:
+                self._unknown(records, DrmCommunicationError(str(again)), min(wait * 2, 5.0))
+                return
+            found = {info.extensions.get("key", info.id): info for info in answer.infos}
+            gone = set(answer.gone)
+            here = [record for record in records if record.key in found]
+            self._accept(here, [found[record.key].id for record in here])
+            self.observe(answer.infos)
+            self._refuse([r for r in records if r.key in gone], DrmCommunicationError(f"it was never started: {error}"))
+            left = [r for r in records if r.key not in found and r.key not in gone]
+            if left:
+                self._unknown(left, error, min(wait * 2, 5.0))
+
+        self._clock.after(wait, lambda: self._workers.submit(settle))
+
+    # -- the ledger --
+
+    def observe(self, infos: Iterable[JobInfo]) -> None:
+        """Take in facts: merge each into its record, wake who waits for it. Any thread, any order, any repetition."""
+        over: list[Record] = []
+        changed: list[Record] = []
+        with self._lock:
+            for info in infos:
+                record = self._records.get(info.id)
+                if record is None:
+                    if self._submitting:
+                        self._early.setdefault(info.id, []).append(info)
+                elif self._merge(record, info):
+                    changed.append(record)
+                    if record.state.ended:
+                        over.append(record)
+        if self.store is not None:
+            self._note(changed)
+        if over:
+            self._after_ends(over)
+
+    def _merge(self, record: Record, info: JobInfo) -> bool:
+        """Merge one fact (with the lock held); whether it said something new."""
+        state = info.state
+        if record.phase == ENDED:
+            return False
+        if state.ended and info.sub_state is None:
+            return self._collect_later(record, info)
+        if not state.ended and (record.final is not None or _is_late(record, info)):
+            return False
+        if (
+            record.why is not None
+            and state is JobState.FAILED
+            and info.sub_state in ("signaled", "cancelled", "exited")
+        ):
+            info = info.replace(sub_state=record.why[0], annotation=info.annotation or record.why[1])
+        merged = info if record.info is None else _merged(record.info, info)
+        if merged == record.info and state is record.state:
+            return False
+        self.changes += 1
+        was, record.info = record.state, merged
+        if state is not JobState.UNDETERMINED:
+            record.state = state
+        if state.ended:
+            self._finish(record)
+        elif state.started and not was.started:
+            self._wake_started(record)
+            self._limit_time(record)
+        return True
+
+    def _finish(self, record: Record) -> None:
+        """The one way to end (with the lock held)."""
+        record.phase = ENDED
+        if record.final is not None:
+            record.final = None
+            self._uncollected.pop(record, None)
+        self._unended -= 1
+        if record.error is None and record.info is not None and record.info.sub_state == "launch_failure":
+            record.error = DeniedByDrmsError(record.info.annotation or "it could not be started")
+        if record.state is JobState.FAILED and self._closed is None:  # closing tells of those it ends
+            record.unseen = True
+            self.unseen.add(record, lambda: _describe(record))
+        waiters, record.waiters = record.waiters, None
+        for waiter in waiters or ():
+            waiter.wake(record)
+
+    def _after_ends(self, records: Sequence[Record]) -> None:
+        """What follows an end outside of the lock: callbacks, and who moves up in a queue."""
+        ready: list[Record] = []
+        for record in records:
+            if record.gates:
+                ready += leave_all(record)
+            callbacks, record.callbacks = record.callbacks, None
+            for callback in callbacks or ():
+                self._callbacks.submit(callback)
+        for session in {record.session for record in ready}:
+            session._move_up([record for record in ready if record.session is session])
+
+    def _move_up(self, ready: list[Record]) -> None:
+        self._workers.submit(lambda: self._submit(ready, check_store=True))
+
+    def _wake_started(self, record: Record) -> None:
+        for waiter in record.waiters or ():
+            if waiter.started:
+                waiter.wake(record)
+        if record.waiters:
+            record.waiters = [waiter for waiter in record.waiters if not waiter.started]
+
+    def _end_here(self, records: Sequence[Record], sub_state: Any, words: str) -> None:
+        """End records that the system never had."""
+        now = datetime.now(UTC)
+        self.observe_own(
+            [(record, ended(record.id, sub_state=sub_state, annotation=words, finish_time=now)) for record in records]
+        )
+
+    def observe_own(self, facts: Sequence[tuple[Record, JobInfo]]) -> None:
+        """Facts that the session itself establishes, about records that the system may not know."""
+        with self._lock:
+            over = [record for record, info in facts if self._merge(record, info)]
+        if self.store is not None:
+            self._note(over)
+        self._after_ends([record for record in over if record.state.ended])
+
+    def _collect_later(self, record: Record, info: JobInfo) -> bool:
+        """Seen ended, exit status to come (with the lock held): asked for in bulk, within the documented time."""
+        if record.final is None:
+            record.final = info
+            if not self._uncollected:
+                self._clock.after(0.0, lambda: self._workers.submit(lambda: self._collect(0.1)))
+            self._uncollected[record] = time.monotonic() + self.backend.limits.collect
+        return False
+
+    def _collect(self, wait: float) -> None:
+        """One round for all ended jobs whose exit status is not known; again after `wait` seconds if some are left."""
+        with self._lock:
+            ids = [record.id for record in self._uncollected]
+        for chunk in self.chunks(ids, self.backend.limits.ids):
+            try:
+                self.observe(self.backend.collect(chunk))
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go better
+                log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
+        with self._lock:
+            late = [record for record, end in self._uncollected.items() if end <= time.monotonic()]
+        self.observe([self._given_up(record.final) for record in late if record.final is not None])
+        if self._uncollected:
+            self._clock.after(wait, lambda: self._workers.submit(lambda: self._collect(min(wait * 2, 2.0))))
+
+    def _given_up(self, final: JobInfo) -> JobInfo:
+        words = f"its exit status could not be had within {self.backend.limits.collect:.0f} s"
+        sub_state = "exited" if final.state is JobState.DONE else "lost"
+        return final.replace(sub_state=sub_state, annotation=final.annotation or words)
+
+    def look(self, record: Record) -> Record:
+        """Somebody reads this record: if it failed, the failure is not unnoticed any more."""
+        if record.unseen:
+            with self._lock:
+                record.unseen = False
+                self.unseen.discard(record)
+        return record
+
+    def info(self, record: Record) -> JobInfo:
+        """What is known of a record, with what the session itself knows."""
+        known = record.info or JobInfo(id=record.id)
+        return known.replace(
+            id=record.id,
+            state=record.state,
+            submission_time=known.submission_time or datetime.fromtimestamp(record.submitted, UTC),
+            submission_machine=known.submission_machine or socket.gethostname(),
+            job_owner=known.job_owner or _user(),
+            slots=record.slots if known.slots is not None else None,
+        )
+
+    def accepted(self) -> list[Record]:
+        """What the system has and has not ended."""
+        with self._lock:
+            return [record for record in self._records.values() if record.phase == ACCEPTED]
+
+    # -- waiting --
+
+    def wait(self, tasks: Sequence[Task], timeout: float | None = None, *, started: bool = False) -> None:
+        """Sleep until all of these have ended (or started). Raises TimeoutError; InvalidSessionError once closed."""
+        waiter = self._register([task._record for task in tasks], started=started)
+        if waiter is None:
+            return
+        if self._asker is not None:
+            self._asker.hurry()
+        if not waiter.sleep(timeout):
+            left = self._unregister([task._record for task in tasks], waiter)
+            if left:
+                what = "started" if started else "ended"
+                raise TimeoutError(f"after {timeout:g} s {left} of {len(tasks)} tasks had not {what}; they go on")
+        elif self._closed:
+            self._check_open()
+
+    def _register(self, records: Sequence[Record], *, started: bool = False) -> Waiter | None:
+        self._check_fork()
+        with self._lock:
+            asleep = [r for r in records if r.phase != ENDED and not (started and r.state.started)]
+            if not asleep:
+                return None
+            self._check_open()
+            waiter = Waiter(len(asleep), started=started)
+            _enlist(asleep, waiter)
+            return waiter
+
+    def _unregister(self, records: Sequence[Record], waiter: Waiter | Collector) -> int:
+        with self._lock:
+            left = 0
+            for record in records:
+                if record.waiters and waiter in record.waiters:
+                    record.waiters.remove(waiter)
+                    left += 1
+            return left
+
+    def _wait_any(self, tasks: Sequence[Task], timeout: float | None, *, started: bool) -> Task:
+        if not tasks:
+            raise InvalidArgumentError("there is no task to wait for")
+        records = [task._record for task in tasks]
+        self._check_fork()
+        waiter = Waiter(1, started=started)
+        with self._lock:
+            done = next((t for t in tasks if t._record.state.ended or (started and t._record.state.started)), None)
+            if done is not None:
+                return done
+            self._check_open()
+            _enlist(records, waiter)
+        woken = waiter.sleep(timeout)
+        self._unregister(records, waiter)
+        if not woken:
+            raise TimeoutError(
+                f"after {timeout:g} s none of {len(tasks)} tasks had {'started' if started else 'ended'}"
+            )
+        return next(t for t in tasks if t._record.state.ended or (started and t._record.state.started))
+
+    def collector(self, tasks: Sequence[Task], put: Callable[[Record | None], None]) -> Callable[[], None]:
+        """Hand each record to `put` as it ends (at once if it has); the return value stops that.
+
+        `put` is called with the ledger's lock held and must only hand over; None says that the session was closed.
+        """
+        self._check_fork()
+        collector = Collector(put)
+        records = [task._record for task in tasks]
+        with self._lock:
+            for record in records:
+                if record.phase == ENDED:
+                    put(record)
+            _enlist([record for record in records if record.phase != ENDED], collector)
+        return lambda: _void(self._unregister(records, collector))
+
+    async def ended(self, tasks: Sequence[Task]) -> None:
+        """Wait for the end of all without blocking the event loop."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        left = len(tasks)
+
+        def one() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                over.set()
+
+        if not tasks:
+            return
+        stop = self.collector(tasks, lambda record: _void(loop.call_soon_threadsafe(one if record else over.set)))
+        try:
+            await over.wait()
+        finally:
+            stop()
+        if left > 0:
+            self._check_open()
+
+    def add_callback(self, task: Task, f: Callable[[Task], object]) -> None:
+        """Call `f(task)` after its end, on a thread for callbacks; what it raises is logged and kept."""
+        self._check_fork()
+        record = task._record
+
+        def call() -> None:
+            try:
+                f(task)
+            except Exception as error:
+                log.exception("a callback of task %s raised", task.id)
+                self.callback_errors.append((task, error))
+
+        with self._lock:
+            if record.phase != ENDED or record.callbacks is not None:
+                record.callbacks = [*(record.callbacks or ()), call]
+                return
+        self._callbacks.submit(call)
+
+    # -- control --
+
+    def control(self, tasks: Sequence[Task], action: Action) -> None:
+        """Control many at once. The failures of several are raised together, as one error that lists them."""
+        failures = self._try_control([task._record for task in tasks], action)
+        if failures:
+            first = next(iter(failures.values()))
+            if len(failures) == 1:
+                raise first
+            raise type(first)(
+                f"{len(failures)} of {len(tasks)} tasks: {'; '.join(map(str, list(failures.values())[:3]))}"
+            )
+
+    def _try_control(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
+        self._check_open()
+        failures: dict[str, WflError] = {}
+        native: list[str] = []
+        here: list[Record] = []
+        with self._lock:
+            for record in records:
+                if record.phase == ENDED:
+                    failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
+                elif record.phase == ACCEPTED:
+                    native.append(record.id)
+                elif record.phase == HERE:
+                    here.append(record)
+                elif action in (Action.TERMINATE, Action.KILL):
+                    record.why = ("cancelled", "ended while it was being submitted")
+                else:
+                    failures[record.id] = InvalidStateError(
+                        f"{record.id}: cannot {action.value}: it is being submitted"
+                    )
+        failures.update(self._control_here(here, action))
+        if native:
+            failures.update(self._control_native(native, action))
+        return failures
+
+    def _control_native(self, ids: list[str], action: Action) -> dict[str, WflError]:
+        needed = {Action.SUSPEND: Capability.SUSPEND, Action.RESUME: Capability.SUSPEND}.get(action)
+        if needed is not None and not self._has(needed):
+            words = f"{self.backend.name} cannot {action.value} a job"
+            return {id: UnsupportedOperationError(f"{id}: {words}") for id in ids}
+        failures: dict[str, WflError] = {}
+        self._in_parallel(
+            lambda chunk: failures.update(self.backend.control(chunk, action)),
+            self.chunks(ids, self.backend.limits.ids),
+        )
+        return failures
+
+    def _control_here(self, records: list[Record], action: Action) -> dict[str, WflError]:
+        """Control what waits here and is not known to the system."""
+        if action in (Action.TERMINATE, Action.KILL):
+            self._end_here(records, "cancelled", "ended before it was started")
+            return {}
+        failures: dict[str, WflError] = {}
+        for record in records:
+            held = record.state is JobState.QUEUED_HELD
+            if action is Action.HOLD and not held:
+                record.state = JobState.QUEUED_HELD
+                self._pass_on(record)
+            elif action is Action.RELEASE and held:
+                record.state = JobState.QUEUED
+                if self._proceed(record):
+                    self._submit([record], check_store=True)
+            elif action is not Action.HOLD:
+                what = "it is not held" if action is Action.RELEASE else "it has not started"
+                failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: {what}")
+        self._note(records)
+        return failures
+
+    def _pass_on(self, record: Record) -> None:
+        """A held task leaves the queue; it gets in line again when it is released."""
+        gates = record.gates
+        ready = leave_all(record)
+        record.gates = gates
+        if ready:
+            self._move_up(ready)
+
+    def kill_later(self, tasks: Sequence[Task], seconds: float) -> None:
+        """Kill what has not ended by then."""
+        records = [task._record for task in tasks]
+        self._clock.after(seconds, lambda: self._workers.submit(lambda: self._kill_rest(records)))
+
+    def _kill_rest(self, records: Sequence[Record]) -> None:
+        left = [record for record in records if record.phase != ENDED]
+        if left and not self._closed:
+            self._try_control(left, Action.KILL)
+
+    def _limit_time(self, record: Record) -> None:
+        """Enforce WALLCLOCK_TIME where the system does not (with the lock held)."""
+        limits = record.template.resource_limits
+        limit = limits.get(WALLCLOCK_TIME) if limits else None
+        if limit is not None and not self._has(Capability.WALLCLOCK_LIMIT):
+            words = f"its WALLCLOCK_TIME is {limit} s"
+            self._clock.after(limit, lambda: self._workers.submit(lambda: self._time_is_up(record, words)))
+
+    def _deadline(self, record: Record) -> None:
+        """Enforce deadline_time on what waits here, and where the system does not."""
+        if record.phase == HERE:
+            self._workers.submit(lambda: self._end_here([record], "timeout", "its deadline_time came"))
+        elif record.phase != ENDED and not self._has(Capability.DEADLINE):
+            self._workers.submit(lambda: self._time_is_up(record, "its deadline_time came"))
+
+    def _time_is_up(self, record: Record, words: str) -> None:
+        if record.phase == ENDED or self._closed:
+            return
+        record.why = ("timeout", words)
+        self._try_control([record], Action.TERMINATE)
+        self._clock.after(KILL_GRACE, lambda: self._workers.submit(lambda: self._kill_rest([record])))
+
+    # -- output --
+
+    def read_all(self, record: Record, stream: Stream) -> bytes:
+        """Everything written to this stream so far."""
+        return b"".join(self._read_on(record, stream, [0]))
+
+    def _read_on(self, record: Record, stream: Stream, position: list[int]) -> Iterator[bytes]:
+        self._check_open()
+        if record.phase in (HERE, SUBMITTING) or (record.phase == ENDED and record.error is not None):
+            return
+        if not self._has(Capability.OUTPUT):
+            raise UnsupportedOperationError(f"{self.backend.name} does not give output back")
+        at_end = False
+        while not at_end:
+            data, at_end = self.backend.read(record.id, stream, position[0], CHUNK)
+            position[0] += len(data)
+            yield data
+
+    def follow(self, record: Record, stream: Stream) -> Iterator[str]:
+        """The lines of an output, as they are written, to its end."""
+        self._check_open()
+        return self._follow(record, stream)
+
+    def _follow(self, record: Record, stream: Stream) -> Iterator[str]:
+        position, rest, over = [0], b"", False
+        waiter = self._register([record])
+        while not over:
+            over = waiter is None or waiter.sleep(FOLLOW)
+            if over and self._closed:
+                self._check_open()
+            for data in self._read_on(record, stream, position):
+                *lines, rest = (rest + data).split(b"\n")
+                yield from (line.decode(errors="replace").removesuffix("\r") for line in lines)
+        if rest:
+            yield rest.decode(errors="replace")
+
+    def reap(self, tasks: Sequence[Task]) -> None:
+        """Remove what the system, the ledger and the store keep of ended tasks."""
+        self._check_open()
+        records = [task._record for task in tasks]
+        living = [record.id for record in records if record.phase != ENDED]
+        over = [record for record in records if record.phase == ENDED]
+        for chunk in self.chunks([r.id for r in over if r.error is None], self.backend.limits.ids):
+            self.backend.reap(chunk)
+        with self._lock:
+            for record in over:
+                self._records.pop(record.id, None)
+                self._dirty.pop(record.key, None)
+                if record.index is not None:
+                    self._arrays.pop(record.job_id, None)
+        if self.store is not None:
+            self.store.remove(record.key for record in over)
+        if living:
+            raise InvalidStateError(f"{len(living)} of {len(records)} tasks have not ended: {', '.join(living[:3])}")
+
+    # -- the store --
+
+    def _note(self, records: Iterable[Record]) -> None:
+        """These changed: write them down soon, many at once."""
+        if self.store is None:
+            return
+        with self._lock:
+            idle = not self._dirty
+            self._dirty.update((record.key, record) for record in records)
+            wake = idle and bool(self._dirty)
+        if wake:
+            self._clock.after(FLUSH, self._flush)
+
+    def _flush(self) -> None:
+        with self._lock:
+            dirty, self._dirty = self._dirty, {}
+        if dirty and self.store is not None:
+            try:
+                self.store.update(dirty.values())
+            except WflError as error:
+                log.warning("%s; trying again", error)
+                with self._lock:
+                    self._dirty = {**dirty, **self._dirty}
+                self._clock.after(1.0, self._flush)
+
+    def refresh(self) -> None:
+        """Take in what other programs have put into the store since."""
+        self._check_open()
+        if self.store is not None:
+            self._flush()
+            self._come_back(self.store)
+
+    def _come_back(self, store: Store) -> None:
+        """Enter stored tasks that the ledger does not have, find them in the system, and go on with what waited."""
+        with self._lock:
+            keys = {record.key for record in self._records.values()}
+        new = [(row, self._restore(row)) for row in store.load(self.name) if row.key not in keys]
+        if not new:
+            return
+        with self._lock:
+            for _, record in new:
+                self._records[record.id] = record
+                self._unended += record.phase != ENDED
+        self._restore_arrays([record for _, record in new])
+        self._find([record for row, record in new if row.phase != HERE])
+        for row, record in new:
+            if row.phase == HERE:
+                self._inherit(row, record, store)
+
+    def _restore(self, row: Row) -> Record:
+        record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
+        record.id, record.info, record.submitted = row.id, row.info, row.submitted
+        record.phase = row.phase
+        if row.info is not None:
+            record.state = row.info.state
+            if row.phase == ENDED and row.info.sub_state == "launch_failure":
+                record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
+        return record
+
+    def _restore_arrays(self, records: Sequence[Record]) -> None:
+        elements: dict[str, list[Record]] = {}
+        for record in records:
+            if record.index is not None:
+                elements.setdefault(record.job_id, []).append(record)
+        for job_id, members in elements.items():
+            tasks = [Task(member) for member in members]
+            self._arrays[job_id] = TaskArray(self, job_id, members[0].template, tasks)
+
+    def _find(self, records: Sequence[Record]) -> None:
+        """Ask the system for these, of which an earlier or another program knew."""
+        if not records:
+            return
+        by_key = {record.key: record for record in records}
+        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in records]
+        answer = self.backend.find(known)
+        for info in answer.infos:
+            record = by_key.get(info.extensions.get("key", info.id))
+            if record is not None and record.phase == SUBMITTING:
+                self._accept([record], [info.id])
+        self.observe(answer.infos)
+        gone = [by_key[key] for key in answer.gone if by_key[key].phase != ENDED]
+        never = [record for record in gone if record.phase == SUBMITTING]
+        words = "the program was killed before it could be started; it never ran"
+        for record in never:
+            record.error = DrmCommunicationError(words)
+        self._end_here(never, "launch_failure", words)
+        self._end_here(
+            [r for r in gone if r.phase == ACCEPTED], "lost", f"{self.backend.name} does not know it any more"
+        )
+
+    def _inherit(self, row: Row, record: Record, store: Store) -> None:
+        """A task that another program had in its queue: leave it there if that lives, else go on in its place."""
+        from wfl.store import program_lives
+
+        if program_lives(row.program):
+            self._clock.after(0.5, lambda: self._workers.submit(lambda: self._reread(record, store)))
+        elif not row.detach:
+            self._end_here([record], "cancelled", "the program in whose queue it waited has ended")
+        elif store.claim(row.key, row.program):
+            record.gates = (self.context.gate,) if self.context.gate else ()
+            held = record.state is JobState.QUEUED_HELD
+            if held if row.info else record.template.submit_as_hold:
+                record.state = JobState.QUEUED_HELD
+            elif self._acceptable(record) and self._proceed(record):
+                self._submit([record], check_store=True)
+
+    def _reread(self, record: Record, store: Store) -> None:
+        """Follow in the store what waits in another living program's queue."""
+        if self._closed or record.phase != HERE:
+            return
+        row = next((row for row in store.load(self.name) if row.key == record.key), None)
+        if row is None:
+            self._end_here([record], "lost", "another program removed it from the store")
+        elif row.phase == HERE:
+            self._inherit(row, record, store)
+        elif row.phase == ENDED and row.info is not None and row.info.state.ended:
+            self.observe_own([(record, row.info)])
+        else:
+            record.phase = row.phase
+            self._find([record])
+
+    # -- the end --
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session has been closed."""
+        return self._closed is not None
+
+    def close(self) -> None:
+        """End what still runs, with a warning that counts it (unless detached), and wake whoever waits."""
+        with self._lock:
+            if self._closed is not None:
+                return
+            left = [record for record in self._records.values() if record.phase != ENDED]
+            self._closed = "the session was closed"
+        detached = self.context.detach
+        if left and not detached:
+            log.warning("%d tasks had not ended and are ended now (detach=True would let them live on)", len(left))
+            self._end_here([r for r in left if r.phase == HERE], "cancelled", "ended when its session was closed")
+        if self._asker is not None:
+            self._asker.stop()
+        self.backend.close(end=not detached)
+        self._clock.stop()
+        self._workers.stop()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+        if self.store is not None:
+            self._flush()
+            self.store.close()
+        with self._lock:
+            for record in self._records.values():
+                for waiter in record.waiters or ():
+                    waiter.wake(None)
+        self.unseen.warn()
+        self._callbacks.stop()
+        _open_sessions.discard(self)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise InvalidSessionError(f"{self._closed}; open a new Workflow")
+
+    def _check_fork(self) -> None:
+        if self._closed == _FORKED:
+            self._check_open()
+
+    def _forked(self) -> None:
+        """In a forked child: no lock may be touched (its owner does not exist here), nothing may be sent."""
+        self._closed = _FORKED
+        self._lock = threading.Lock()
+        self.backend.abandon()
+
+
+def _enlist(records: Iterable[Record], waiter: Waiter | Collector) -> None:
+    for record in records:
+        if record.waiters is None:
+            record.waiters = [waiter]
+        else:
+            record.waiters.append(waiter)
+
+
+def _is_late(record: Record, info: JobInfo) -> bool:
+    """Whether a fact is of a time before what is known: only REQUEUED leads back from a start."""
+    if info.state in (JobState.QUEUED, JobState.QUEUED_HELD, JobState.UNDETERMINED):
+        return record.state.started or record.state in (JobState.REQUEUED, JobState.REQUEUED_HELD)
+    if record.state in (JobState.REQUEUED, JobState.REQUEUED_HELD) and info.state.started and record.info is not None:
+        return info.dispatch_time is not None and info.dispatch_time == record.info.dispatch_time
+    return False
+
+
+def _merged(old: JobInfo, new: JobInfo) -> JobInfo:
+    """What was known, with what is known now."""
+    values = zip(old.__struct_fields__, structs.astuple(old), structs.astuple(new), strict=True)
+    return JobInfo(**{name: was if now is None or now in ((), {}) else now for name, was, now in values})
+
+
+def _agrees(info: JobInfo, like: JobInfo) -> bool:
+    """DRMAA2's filter: equal where `like` says something, machines contained, times and durations not less."""
+    for name in like.__struct_fields__:
+        wanted, value = getattr(like, name), getattr(info, name)
+        if wanted is None or wanted in ("", (), {}, JobState.UNDETERMINED):
+            continue
+        if name.endswith("_time"):
+            if value is None or value < wanted:
+                return False
+        elif name == "allocated_machines":
+            if not set(wanted) <= set(value):
+                return False
+        elif value != wanted:
+            return False
+    return True
+
+
+def _describe(record: Record) -> str:
+    command = " ".join([record.template.remote_command or "", *(record.template.args or ())]).strip()
+    info = record.info
+    ending = ""
+    if info is not None:
+        ending = info.annotation or f"{info.sub_state} with exit status {info.exit_status}"
+    return f"{record.id} ({command[:60]}): {ending}"
+
+
+def _void(_: object) -> None:
+    """For lambdas that must not return anything."""
+
+
+def _until(when: datetime) -> float:
+    return (when - datetime.now(UTC)).total_seconds()
+
+
+@cache
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _open_store(path: str | None) -> Store | None:
+    if path is None:
+        return None
+    from wfl.store import Store
+
+    return Store(path)
+
+
+_FORKED = "this process was forked from the program that opened the session, which alone can use it"
+_open_sessions: weakref.WeakSet[JobSession] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for session in list(_open_sessions):
+        session.close()
+
+
+def _after_fork() -> None:
+    for session in list(_open_sessions):
+        session._forked()
+    _open_sessions.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,252 @@
+"""The store: a SQLite file in which a session records its jobs, so that a later program finds them again.
+
+Write-ahead and without an fsync per transition: a killed program loses nothing, a power cut may lose the last moment.
+Several programs may have it open; it must lie on a local file system (write-ahead logging needs shared memory).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from wfl.drmaa2 import JobInfo, JobTemplate
+from wfl.errors import SessionManagementError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from wfl.record import Record
+
+VERSION = 1
+REMEMBERED = 64
+"""Templates whose number is known without a look: those of one burst of submissions."""
+PATIENCE = 5.0
+"""Seconds to wait for another program's write."""
+
+_SCHEMA = """
+create table templates (number integer primary key, json text not null);
+create table tasks (
+    number integer primary key, key text not null unique, session text not null, job_id text not null,
+    task_index integer, template integer not null, program text not null, detach integer not null,
+    phase integer not null, id text not null, submitted real not null, info text);
+create index tasks_of_session on tasks (session, number);
+"""
+
+
+class Row(NamedTuple):
+    """One stored task."""
+
+    key: str
+    job_id: str
+    element: int | None
+    template: JobTemplate
+    program: str
+    detach: bool
+    phase: int
+    id: str
+    submitted: float
+    info: JobInfo | None
+
+
+class Store:
+    """One open store file and the directory beside it, in which backends keep what must outlive the program."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.program = program_name("self")
+        self._lock = threading.Lock()
+        self._templates: dict[int, tuple[JobTemplate, int]] = {}
+        self._connection = _open(path)
+
+    def directory(self, session: str) -> Path:
+        """Where a backend keeps output and records of this session."""
+        place = Path(f"{self.path}.d") / session
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SessionManagementError(f"store {self.path}: cannot make {place}: {error.strerror}") from error
+        return place
+
+    def add(self, records: Sequence[Record], phase: int, *, detach: bool) -> None:
+        """Record submissions before they happen."""
+        with self._transaction() as connection:
+            rows = [
+                (r.key, r.session.name, r.job_id, r.index, self._template(connection, r.template), self.program,
+                 detach, phase, r.id, r.submitted)
+                for r in records
+            ]  # fmt: skip
+            connection.executemany(
+                "insert into tasks (key, session, job_id, task_index, template, program, detach, phase, id, submitted)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def update(self, records: Iterable[Record]) -> None:
+        """Write down where these are now."""
+        rows = [(r.phase, r.id, r.session.info(r).to_json(), r.key) for r in records]
+        with self._transaction() as connection:
+            connection.executemany("update tasks set phase = ?, id = ?, info = ? where key = ?", rows)
+
+    def phase(self, records: Iterable[Record], phase: int) -> None:
+        """Write down that these are about to be given to the system."""
+        with self._transaction() as connection:
+            connection.executemany("update tasks set phase = ? where key = ?", [(phase, r.key) for r in records])
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Forget reaped tasks."""
+        with self._transaction() as connection:
+            connection.executemany("delete from tasks where key = ?", [(key,) for key in keys])
+
+    def claim(self, key: str, program: str) -> bool:
+        """Take over a task from a program that is gone; False if another program was faster."""
+        with self._transaction() as connection:
+            statement = "update tasks set program = ? where key = ? and program = ?"
+            return connection.execute(statement, (self.program, key, program)).rowcount == 1
+
+    def load(self, session: str) -> Iterator[Row]:
+        """All tasks of a session, in order of submission."""
+        with self._lock:
+            rows = self._connection.execute(
+                "select key, job_id, task_index, json, program, detach, phase, id, submitted, info from tasks"
+                " join templates on templates.number = template where session = ? order by tasks.number",
+                (session,),
+            ).fetchall()
+        templates: dict[str, JobTemplate] = {}
+        for key, job_id, index, json, program, detach, phase, id_, submitted, info in rows:
+            template = templates.get(json) or templates.setdefault(json, JobTemplate.from_json(json))
+            known = JobInfo.from_json(info) if info else None
+            yield Row(key, job_id, index, template, program, bool(detach), phase, id_, submitted, known)
+
+    def close(self) -> None:
+        """Close the file; everything is in it."""
+        with self._lock:
+            self._connection.close()
+
+    def _template(self, connection: sqlite3.Connection, template: JobTemplate) -> int:
+        known = self._templates.get(id(template))
+        if known is None:
+            number = connection.execute("insert into templates (json) values (?)", (template.to_json(),)).lastrowid
+            if len(self._templates) > REMEMBERED:
+                self._templates.clear()
+            known = self._templates[id(template)] = (template, number or 0)
+        return known[1]
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self)
+
+
+class _Transaction:
+    """One write: the lock, begin, commit or roll back, and SQLite's troubles in words."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._store._lock.acquire()
+        connection = self._store._connection
+        try:
+            connection.execute("begin immediate")
+        except sqlite3.Error as error:
+            self._store._lock.release()
+            raise _trouble(self._store.path, error) from error
+        return connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        connection = self._store._connection
+        try:
+            connection.execute("commit" if error is None else "rollback")
+        except sqlite3.Error as problem:
+            raise _trouble(self._store.path, problem) from problem
+        finally:
+            self._store._lock.release()
+        if isinstance(error, sqlite3.Error):
+            raise _trouble(self._store.path, error) from error
+
+
+def _open(path: str) -> sqlite3.Connection:
+    if not os.path.isdir(os.path.dirname(path)):
+        raise SessionManagementError(f"store {path}: there is no directory {os.path.dirname(path)}")
+    try:
+        connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise _trouble(path, error) from error
+    try:
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _trouble(path, error) from error
+    except SessionManagementError:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = normal")
+    connection.execute("begin immediate")
+    version = connection.execute("pragma user_version").fetchone()[0]
+    if version == 0:
+        if connection.execute("select count(*) from sqlite_master").fetchone()[0]:
+            connection.execute("rollback")
+            raise SessionManagementError(f"store {path}: this is a database of something else; name another file")
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"pragma user_version = {VERSION}")
+    elif version > VERSION:
+        connection.execute("rollback")
+        msg = f"store {path}: written by a newer wfl (store version {version}, this one reads {VERSION}); update wfl"
+        raise SessionManagementError(msg)
+    connection.execute("update tasks set phase = phase where number = -1")  # a read-only file is noticed here
+    connection.execute("commit")
+    damage = connection.execute("pragma quick_check(1)").fetchone()[0]
+    if damage != "ok":
+        raise SessionManagementError(f"store {path}: the file is damaged ({damage}); restore it or name another")
+
+
+def _trouble(path: str, error: sqlite3.Error) -> SessionManagementError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return SessionManagementError(f"store {path}: another program has kept it locked for {PATIENCE:.0f} s ({text})")
+    if "readonly" in text or "unable to open" in text:
+        return SessionManagementError(f"store {path}: it cannot be written here ({text}); check rights and file system")
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return SessionManagementError(f"store {path}: the file is damaged or no wfl store ({text}); name another file")
+    return SessionManagementError(f"store {path}: {text}")
+
+
+def program_name(pid: int | str) -> str:
+    """A running program's name for ever: host, boot, pid and start time."""
+    number = os.getpid() if pid == "self" else pid
+    return f"{socket.gethostname()} {_boot()} {number} {_started(pid)}"
+
+
+def program_lives(name: str) -> bool:
+    """Whether the program of this name still runs; one on another host is taken to."""
+    host, boot, pid, _ = name.split(" ")
+    if host != socket.gethostname():
+        return True
+    return boot == _boot() and _started(pid) != "-" and program_name(pid) == name
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "-"
+
+
+def _started(pid: int | str) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        pass
+    try:
+        os.kill(os.getpid() if pid == "self" else int(pid), 0)
+    except OSError:
+        return "-"
+    return "alive"

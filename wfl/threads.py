@@ -1,0 +1,137 @@
+"""The few threads that a session keeps: a clock for what is due later, and pools that grow when a thread blocks.
+
+All are daemons, started at first use. They know nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("wfl")
+
+BLOCKED = 0.05
+"""Seconds that work may wait for a thread before the pool takes it that the others are blocked."""
+IDLE = 5.0
+"""Seconds after which a thread without work ends."""
+
+
+class Clock:
+    """Calls functions at their time, on one thread; they must be quick and never run user code."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def after(self, seconds: float, f: Callable[[], None]) -> None:
+        """Call `f` in so many seconds."""
+        with self._changed:
+            if self._stopped:
+                return
+            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), f))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            elif self._due[0][2] is f:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Call nothing more."""
+        with self._changed:
+            self._stopped = True
+            self._due.clear()
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (f := self._next()) is not None:
+            try:
+                f()
+            except Exception:
+                log.exception("the session's clock goes on after this error")
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while not self._stopped:
+                wait = self._due[0][0] - time.monotonic() if self._due else None
+                if wait is not None and wait <= 0:
+                    return heapq.heappop(self._due)[2]
+                self._changed.wait(wait if wait is None else min(wait, threading.TIMEOUT_MAX))
+        return None
+
+
+class Pool:
+    """Runs functions in threads: two at first, more (up to `limit`) only while the present ones are blocked."""
+
+    def __init__(self, name: str, clock: Clock, limit: int) -> None:
+        self._name, self._clock, self._limit = name, clock, limit
+        self._work: deque[tuple[float, Callable[[], None]]] = deque()
+        self._changed = threading.Condition()
+        self._threads = self._idle = 0
+        self._stopped = False
+
+    def submit(self, f: Callable[[], None]) -> None:
+        """Run `f` soon; what it raises is logged."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._work.append((time.monotonic(), f))
+            if self._idle >= len(self._work):
+                self._changed.notify()
+            elif self._threads < min(2, self._limit):
+                self._start()
+            elif len(self._work) == 1:
+                self._clock.after(BLOCKED, self._grow)
+
+    def stop(self) -> None:
+        """Start nothing more; what runs is not waited for."""
+        with self._changed:
+            self._stopped = True
+            self._work.clear()
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+
+    def _grow(self) -> None:
+        """Work that still waits after BLOCKED seconds waits for a thread that is not free to do it."""
+        with self._changed:
+            if not self._work or self._stopped:
+                return
+            if time.monotonic() - self._work[0][0] >= BLOCKED and self._threads < self._limit:
+                self._start()
+            self._clock.after(BLOCKED, self._grow)
+
+    def _run(self) -> None:
+        while (f := self._next()) is not None:
+            try:
+                f()
+            except Exception:
+                log.exception("%s: the session goes on after this error", self._name)
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while not self._work and not self._stopped:
+                self._idle += 1
+                woken = self._changed.wait(IDLE)
+                self._idle -= 1
+                if not woken and not self._work:
+                    break
+            if not self._work:
+                self._threads -= 1
+                return None
+            return self._work.popleft()[1]
