@@ -578,14 +578,14 @@ def make_template(command: Command, arguments: Sequence[str], fields: Any) -> Jo
 
 
 def check_indexes(indexes: int | range) -> range:
-    """1 … n for a number n; a range must be ascending, of numbers from 1, and not empty."""
+    """1 … n for a number n; a range must be ascending, of numbers from 0, and not empty."""
     if isinstance(indexes, bool) or not isinstance(indexes, int | range):
         raise TypeError(f"indexes is {indexes!r} ({type(indexes).__name__}), expected a number or a range")
     found = range(1, indexes + 1) if isinstance(indexes, int) else indexes
     if not found:
         raise InvalidArgumentError(f"indexes is {indexes!r}: it has no element")
-    if found.step < 1 or found.start < 1:
-        raise InvalidArgumentError(f"indexes is {indexes!r}, expected an ascending range of numbers from 1")
+    if found.step < 1 or found.start < 0:
+        raise InvalidArgumentError(f"indexes is {indexes!r}, expected an ascending range of numbers from 0")
     return found
 
 

@@ -27,8 +27,8 @@ class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "callbacks", "error", "final", "gates", "id", "index", "info", "job_id", "key", "passed", "phase", "session",
-        "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
+        "callbacks", "error", "final", "gates", "id", "index", "info", "job_id", "key", "own", "passed", "phase",
+        "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Record:
         self.slots = template.min_slots or 1
         self.submitted = time.time()
         self.unseen = False
+        self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None
         self.callbacks: list[Callable[[], None]] | None = None
 

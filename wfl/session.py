@@ -43,7 +43,7 @@ from wfl.threads import Clock, Pool
 from wfl.timing import timeout_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from datetime import timedelta
 
@@ -64,7 +64,11 @@ CHUNK = 1 << 20
 """Bytes of output read at once."""
 FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
+FOLLOW_STORE = 0.5
+"""Seconds between two looks at what other living programs have in their queues."""
 CALLBACK_THREADS = 64
+CALLBACK_PATIENCE = 5.0
+"""Seconds that closing waits for callbacks that have not returned."""
 WORKERS = 8
 
 
@@ -278,6 +282,8 @@ class JobSession:
     def _submit(self, records: Sequence[Record], submit: Submit | None = None, *, check_store: bool = False) -> None:
         """Give records to the system, as many in one request, and as many requests at once, as it likes."""
         with self._lock:
+            if self._closed is not None:
+                return  # what waits is taken over by the next program, or ended by close()
             records = [record for record in records if record.phase == HERE]
             for record in records:
                 record.phase = SUBMITTING
@@ -856,30 +862,36 @@ class JobSession:
         """Enter stored tasks that the ledger does not have, find them in the system, and go on with what waited."""
         with self._lock:
             keys = {record.key for record in self._records.values()}
-        new = [(row, self._restore(row)) for row in store.load(self.name) if row.key not in keys]
-        if not new:
-            return
+        new = {record: row for row in store.load(self.name) if row.key not in keys for record in [self._restore(row)]}
         with self._lock:
-            for _, record in new:
-                self._records[record.id] = record
-                self._unended += record.phase != ENDED
-        self._restore_arrays([record for _, record in new])
-        self._find([record for row, record in new if row.phase != HERE])
-        for row, record in new:
-            if row.phase == HERE:
-                self._inherit(row, record, store)
+            self._records.update((record.id, record) for record in new)
+            self._unended += sum(record.phase != ENDED for record in new)
+        self._restore_arrays(new)
+        self._take_over(new, store)
+
+    def _take_over(self, rows: Mapping[Record, Row], store: Store) -> None:
+        """Find what the system knows, leave to living programs what is theirs, inherit the queues of dead ones."""
+        from wfl.store import program_lives
+
+        lives = cache(program_lives)
+        theirs = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING) and lives(row.program)}
+        self._find([r for r, row in rows.items() if r not in theirs and row.phase != HERE])
+        ready = [r for r, row in rows.items() if r not in theirs and row.phase == HERE and self._inherit(r, row, store)]
+        self._submit(ready, check_store=True)
+        if theirs:
+            self._clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
 
     def _restore(self, row: Row) -> Record:
         record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
         record.id, record.info, record.submitted = row.id, row.info, row.submitted
-        record.phase = row.phase
+        record.phase, record.own = row.phase, False
         if row.info is not None:
             record.state = row.info.state
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
                 record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
         return record
 
-    def _restore_arrays(self, records: Sequence[Record]) -> None:
+    def _restore_arrays(self, records: Iterable[Record]) -> None:
         elements: dict[str, list[Record]] = {}
         for record in records:
             if record.index is not None:
@@ -890,8 +902,6 @@ class JobSession:
 
     def _find(self, records: Sequence[Record]) -> None:
         """Ask the system for these, of which an earlier or another program knew."""
-        if not records:
-            return
         by_key = {record.key: record for record in records}
         known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in records]
         answer = self.backend.find(known)
@@ -910,36 +920,37 @@ class JobSession:
             [r for r in gone if r.phase == ACCEPTED], "lost", f"{self.backend.name} does not know it any more"
         )
 
-    def _inherit(self, row: Row, record: Record, store: Store) -> None:
-        """A task that another program had in its queue: leave it there if that lives, else go on in its place."""
-        from wfl.store import program_lives
-
-        if program_lives(row.program):
-            self._clock.after(0.5, lambda: self._workers.submit(lambda: self._reread(record, store)))
-        elif not row.detach:
+    def _inherit(self, record: Record, row: Row, store: Store) -> bool:
+        """Go on with what waited in a dead program's queue; whether it may start now."""
+        if not row.detach:
             self._end_here([record], "cancelled", "the program in whose queue it waited has ended")
-        elif store.claim(row.key, row.program):
-            record.gates = (self.context.gate,) if self.context.gate else ()
-            held = record.state is JobState.QUEUED_HELD
-            if held if row.info else record.template.submit_as_hold:
-                record.state = JobState.QUEUED_HELD
-            elif self._acceptable(record) and self._proceed(record):
-                self._submit([record], check_store=True)
+            return False
+        if not store.claim(row.key, row.program):
+            return False  # another program was faster; its work is seen at the next refresh
+        record.own = True
+        record.gates = (self.context.gate,) if self.context.gate else ()
+        held = row.info.state is JobState.QUEUED_HELD if row.info else record.template.submit_as_hold
+        if held:
+            record.state = JobState.QUEUED_HELD
+            return False
+        return self._acceptable(record) and self._proceed(record)
 
-    def _reread(self, record: Record, store: Store) -> None:
-        """Follow in the store what waits in another living program's queue."""
-        if self._closed or record.phase != HERE:
+    def _reread(self, records: Sequence[Record], store: Store) -> None:
+        """Follow in the store what other living programs have in their queues."""
+        if self._closed is not None:
             return
-        row = next((row for row in store.load(self.name) if row.key == record.key), None)
-        if row is None:
-            self._end_here([record], "lost", "another program removed it from the store")
-        elif row.phase == HERE:
-            self._inherit(row, record, store)
-        elif row.phase == ENDED and row.info is not None and row.info.state.ended:
-            self.observe_own([(record, row.info)])
-        else:
-            record.phase = row.phase
-            self._find([record])
+        rows = {row.key: row for row in store.load(self.name)}
+        left: dict[Record, Row] = {}
+        for record in records:
+            row = rows.get(record.key)
+            if row is None:
+                self._end_here([record], "lost", "another program removed it from the store")
+            elif row.phase == ENDED and row.info is not None and row.info.state.ended:
+                self.observe_own([(record, row.info)])
+            else:
+                record.phase = row.phase
+                left[record] = row
+        self._take_over(left, store)
 
     # -- the end --
 
@@ -953,7 +964,7 @@ class JobSession:
         with self._lock:
             if self._closed is not None:
                 return
-            left = [record for record in self._records.values() if record.phase != ENDED]
+            left = [record for record in self._records.values() if record.own and record.phase != ENDED]
             self._closed = "the session was closed"
         detached = self.context.detach
         if left and not detached:
@@ -962,6 +973,7 @@ class JobSession:
         if self._asker is not None:
             self._asker.stop()
         self.backend.close(end=not detached)
+        self._callbacks.drain(CALLBACK_PATIENCE)
         self._clock.stop()
         self._workers.stop()
         if self._executor is not None:
@@ -974,7 +986,6 @@ class JobSession:
                 for waiter in record.waiters or ():
                     waiter.wake(None)
         self.unseen.warn()
-        self._callbacks.stop()
         _open_sessions.discard(self)
 
     def _check_open(self) -> None:

@@ -80,7 +80,7 @@ class Pool:
         self._name, self._clock, self._limit = name, clock, limit
         self._work: deque[tuple[float, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
-        self._threads = self._idle = 0
+        self._threads = self._idle = self._busy = 0
         self._stopped = False
 
     def submit(self, f: Callable[[], None]) -> None:
@@ -95,6 +95,15 @@ class Pool:
                 self._start()
             elif len(self._work) == 1:
                 self._clock.after(BLOCKED, self._grow)
+
+    def drain(self, patience: float) -> None:
+        """Wait until all work is done, or for so many seconds, then stop (not from a thread of the pool itself)."""
+        with self._changed:
+            own = threading.current_thread().name == self._name
+            if not self._changed.wait_for(lambda: self._busy <= own and not self._work, patience):
+                left = self._busy + len(self._work)
+                log.warning("%s: %d calls have not returned and are left behind", self._name, left)
+        self.stop()
 
     def stop(self) -> None:
         """Start nothing more; what runs is not waited for."""
@@ -122,6 +131,10 @@ class Pool:
                 f()
             except Exception:
                 log.exception("%s: the session goes on after this error", self._name)
+            with self._changed:
+                self._busy -= 1
+                if not self._busy and not self._work:
+                    self._changed.notify_all()
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
@@ -134,4 +147,5 @@ class Pool:
             if not self._work:
                 self._threads -= 1
                 return None
+            self._busy += 1
             return self._work.popleft()[1]

@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ KEEPERS = min(4, os.cpu_count() or 1)
 """A keeper starts about 1,700 processes a second on one core; more are started as load asks for them."""
 BUSY = 64
 """Tasks that one keeper has in hand before another is started beside it."""
+TIDY_AGE = 60.0
+"""Seconds without news after which a keeper's directory that nobody needs is removed."""
 DISCARDED = "/dev/null"
 INHERIT = "inherit_environment"
 
@@ -107,7 +110,7 @@ class ProcessBackend(Backend):
         self._watcher: threading.Thread | None = None
         self._env: dict[str, str] = {}
         self._env_number = 0
-        self._closed = False
+        self._closed = self._tidied = False
 
     def open(self, report: Report, directory: Path | None) -> None:
         """Nothing is started before the first task; the directory is made then, too."""
@@ -418,11 +421,24 @@ class ProcessBackend(Backend):
             return Answer(gone=[task.key for task in known if task.key not in self._processes])
         wanted = {task.key: task for task in known if task.key not in self._processes}
         infos: list[JobInfo] = []
-        for directory in sorted(self._directory.iterdir()) if wanted and self._directory.is_dir() else ():
-            mine = any(link.directory == directory for link in self._links if link.own and not link.closed.is_set())
-            if not mine and (directory / "journal").exists():
+        directories = [place for place in sorted(self._directory.iterdir()) if (place / "journal").exists()]
+        mine = {link.directory for link in self._links if link.own and not link.closed.is_set()}
+        for directory in directories if wanted else ():
+            if directory not in mine:
                 infos += self._revisit(directory, wanted)
+        if not self._tidied:
+            self._tidied = True
+            self._tidy(directories)
         return Answer(infos=infos, gone=[key for key in wanted if key not in self._processes])
+
+    def _tidy(self, directories: Iterable[Path]) -> None:
+        """Remove what keepers of the past left, all of whose tasks were reaped."""
+        used = {process.paths.directory for process in self._processes.values()}
+        used |= {link.directory for link in self._links}
+        for directory in directories:
+            old = time.time() - (directory / "journal").stat().st_mtime > TIDY_AGE
+            if old and directory not in used and Link.attach(directory) is None:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def _revisit(self, directory: Path, wanted: Mapping[str, Known]) -> Iterable[JobInfo]:
         """One keeper's tasks: first connect, then read, so that nothing falls between journal and news."""
@@ -452,8 +468,6 @@ class ProcessBackend(Backend):
         infos += [self._ended(journal.processes[n], row) for n, row in journal.ends.items()]
         if link is None:
             infos += [self._orphaned(process, journal.epitaph()) for process in journal.unended()]
-            if not journal.processes:
-                shutil.rmtree(directory, ignore_errors=True)  # all its tasks were reaped
         else:
             missed, link.missed = link.missed, None
             for news in missed or ():
