@@ -228,7 +228,15 @@ class JobSession:
                 record.gates = gates
                 self._records[record.id] = record
             self._unended += len(records)
-        waits = bool(gates) or any(self._waits(record.template) for record in records)
+        try:
+            self._launch(records, submit)
+        except BaseException:
+            self._end_here([r for r in records if r.phase == HERE], "cancelled", "its submission was interrupted")
+            raise
+
+    def _launch(self, records: list[Record], submit: Submit | None) -> None:
+        """Submit what may start now; what has to wait here goes to where it waits."""
+        waits = bool(records and records[0].gates) or any(self._waits(record.template) for record in records)
         if self.store is not None:
             try:
                 self.store.add(records, HERE if waits else SUBMITTING, detach=self.context.detach)
@@ -327,6 +335,9 @@ class JobSession:
         except DrmCommunicationError as error:
             self._unknown(records, error)
             return
+        except KeyboardInterrupt:
+            self._unknown(records, DrmCommunicationError("the submission was interrupted"))
+            raise
         except WflError as error:
             outcomes = [error] * len(records)
         except Exception as error:
@@ -556,12 +567,16 @@ class JobSession:
             return
         if self._asker is not None:
             self._asker.hurry()
-        if not waiter.sleep(timeout):
-            left = self._unregister([task._record for task in tasks], waiter)
-            if left:
-                what = "started" if started else "ended"
-                raise TimeoutError(f"after {timeout:g} s {left} of {len(tasks)} tasks had not {what}; they go on")
-        elif self._closed:
+        woken, left = False, 0
+        try:
+            woken = waiter.sleep(timeout)
+        finally:
+            if not woken:
+                left = self._unregister([task._record for task in tasks], waiter)
+        if left:
+            what = "started" if started else "ended"
+            raise TimeoutError(f"after {timeout:g} s {left} of {len(tasks)} tasks had not {what}; they go on")
+        if self._closed is not None and any(task._record.phase != ENDED for task in tasks):
             self._check_open()
 
     def _register(self, records: Sequence[Record], *, started: bool = False) -> Waiter | None:

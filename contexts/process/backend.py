@@ -108,8 +108,7 @@ class ProcessBackend(Backend):
         self._processes: dict[str, _Process] = {}
         self._selector = selectors.DefaultSelector()
         self._watcher: threading.Thread | None = None
-        self._env: dict[str, str] = {}
-        self._env_number = 0
+        self._env: tuple[int, dict[str, str]] = (0, {})
         self._closed = self._tidied = False
 
     def open(self, report: Report, directory: Path | None) -> None:
@@ -127,7 +126,7 @@ class ProcessBackend(Backend):
         self._order(template)
 
     def _order(self, template: JobTemplate) -> dict[str, Any]:
-        env = self._environment() if self._inherits(template) else {}
+        env = self._environment()[1] if self._inherits(template) else {}
         return launch.order(template, {**env, **template.job_environment} if template.job_environment else env)
 
     def _inherits(self, template: JobTemplate) -> bool:
@@ -138,12 +137,12 @@ class ProcessBackend(Backend):
             raise InvalidArgumentError(f"extensions[{INHERIT!r}] is {text!r}, expected 'true' or 'false'")
         return text == "true"
 
-    def _environment(self) -> dict[str, str]:
-        """The program's environment now; a change since the last look gets a new number, known to the keepers."""
+    def _environment(self) -> tuple[int, dict[str, str]]:
+        """The program's environment now; a change since the last look gives it a new number."""
         env = launch.child_environment()
-        if env != self._env:
+        if env != self._env[1]:
             with self._lock:
-                self._env, self._env_number = env, self._env_number + 1
+                self._env = (self._env[0] + 1, env)
         return self._env
 
     def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
@@ -163,25 +162,19 @@ class ProcessBackend(Backend):
 
     def _hand_out(self, template: JobTemplate, order: dict[str, Any], tasks: list[Submission]) -> None:
         links = self._own_links(len(tasks))
-        env_number = self._env_number if self._inherits(template) else 0
-        if tasks[0].index is not None and len(tasks) > 1:
+        env = self._env if self._inherits(template) else (0, {})
+        array = tasks[0].index is not None
+        if array and len(tasks) > 1:
             _share_output(order)
-        add = dict(template.job_environment or {})
-        add["JOB_ID"] = tasks[0].job_id
-        shared_id = tasks[0].index is not None
+        order["add"] = {**(template.job_environment or {}), "JOB_ID": tasks[0].job_id}
         start = next(self._turn)
         for turn, link in enumerate(links):
             share = tasks[(turn + start) % len(links) :: len(links)]
             if share:
-                self._send(link, {**order, "env": env_number, "add": add}, share, own_id=not shared_id)
+                self._send(link, dict(order), share, env)
 
     def _send(
-        self,
-        link: Link,
-        order: dict[str, Any],
-        tasks: list[Submission],
-        *,
-        own_id: bool,
+        self, link: Link, order: dict[str, Any], tasks: list[Submission], env: tuple[int, dict[str, str]]
     ) -> None:
         paths = _Paths(link.directory, order["cwd"], order["out"], order["err"], join=order["join"])
         rows: list[tuple[int, str, dict[str, str]]] = []
@@ -190,15 +183,11 @@ class ProcessBackend(Backend):
             for task in tasks:
                 n = next(self._numbers)
                 known[n] = self._processes[task.key] = _Process(task.key, link, n, paths)
-                extra = {"JOB_ID": task.job_id} if own_id else {"TASK_ID": str(task.index)}
+                extra = {"JOB_ID": task.job_id} if task.index is None else {"TASK_ID": str(task.index)}
                 rows.append((n, task.key, extra))
         fds = _pass_descriptors(order)
-        messages: list[list[Any]] = [["spawn", order, rows]]
-        if order["env"] > link.env_number:
-            link.env_number = order["env"]
-            messages.insert(0, ["env", order["env"], self._env])
         try:
-            link.send(*messages, fds=fds)
+            link.spawn(order, rows, env, fds)
         except DrmCommunicationError:
             with self._lock:
                 for n, key, _ in rows:
@@ -417,10 +406,10 @@ class ProcessBackend(Backend):
 
     def find(self, known: Sequence[Known]) -> Answer:
         """Read the journals of all keepers of this store and follow those that live; a key in none never started."""
-        if self._directory is None or not self._keep:
-            return Answer(gone=[task.key for task in known if task.key not in self._processes])
+        infos, unsent = self._find_own([task.key for task in known])
         wanted = {task.key: task for task in known if task.key not in self._processes}
-        infos: list[JobInfo] = []
+        if self._directory is None or not self._keep:
+            return Answer(infos=infos, gone=[*unsent, *wanted])
         directories = [place for place in sorted(self._directory.iterdir()) if (place / "journal").exists()]
         mine = {link.directory for link in self._links if link.own and not link.closed.is_set()}
         for directory in directories if wanted else ():
@@ -429,7 +418,29 @@ class ProcessBackend(Backend):
         if not self._tidied:
             self._tidied = True
             self._tidy(directories)
-        return Answer(infos=infos, gone=[key for key in wanted if key not in self._processes])
+        return Answer(infos=infos, gone=[*unsent, *(key for key in wanted if key not in self._processes)])
+
+    def _find_own(self, keys: Sequence[str]) -> tuple[list[JobInfo], list[str]]:
+        """Of tasks of our own keepers: those that are there, and those that an interrupted message never named."""
+        by_link: dict[Link, dict[int, str]] = {}
+        infos = []
+        for key in keys:
+            process = self._processes.get(key)
+            if process is not None and process.link is not None and process.link.own and not process.ended:
+                by_link.setdefault(process.link, {})[process.n] = key
+            elif process is not None:
+                infos.append(JobInfo(id=key))
+        unsent: list[str] = []
+        for link, numbers in by_link.items():
+            there = set(link.ask("known", list(numbers)))
+            for n, key in numbers.items():
+                if n in there or self._processes[key].ended:
+                    infos.append(JobInfo(id=key))
+                else:
+                    self._tasks[link].pop(n, None)
+                    self._processes.pop(key, None)
+                    unsent.append(key)
+        return infos, unsent
 
     def _tidy(self, directories: Iterable[Path]) -> None:
         """Remove what keepers of the past left, all of whose tasks were reaped."""

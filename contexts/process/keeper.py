@@ -5,8 +5,8 @@ socket closes without a goodbye it ends every process it ever started (it is the
 sessions of their own are found too), or, detached, stays until the last has ended and its end is in the journal.
 
 Both ways the socket carries one JSON list a line:
-    program:  ["env", e, {…}]  ["spawn", {order}, [[n, key, {environment}], …]]  ["control", request, action, [n, …]]
-              ["pin", request, n]  ["attach", request]  ["bye", end]
+    program:  ["env", {…}]  ["spawn", {order}, [[n, key, {environment}], …]]  ["control", request, action, [n, …]]
+              ["pin", request, n]  ["known", request, [n, …]]  ["attach", request]  ["bye", end]
     keeper:   ["hello", pid]  ["tell", [start, …], [end, …], [state, …]]  ["reply", request, value]
 A task is known by its number n, a kept output file by its number below the keeper's directory.
 """
@@ -141,7 +141,7 @@ class Connection:
             if b"\n" in data:
                 *lines, rest = self.inbox.split(b"\n")
                 self.inbox = rest
-                messages += [json.loads(line) for line in lines]
+                messages += [message for line in lines if line and (message := decode(line)) is not None]
             if len(data) < 1 << 16:
                 return messages
 
@@ -163,7 +163,7 @@ class Keeper:
     def __init__(self, owner: socket.socket, program: int, directory: str, *, detach: bool, keep: bool) -> None:
         self.directory, self.detach, self.keep = directory, detach, keep
         self.selector = selectors.DefaultSelector()
-        self.envs: dict[int, dict[str, str]] = {}
+        self.env: dict[str, str] = {}
         self.tasks: dict[int, Task] = {}
         self.by_pid: dict[int, Task] = {}
         self.pending: deque[Task] = deque()
@@ -321,15 +321,15 @@ class Keeper:
 
     # -- what the program asks for --
 
-    def do_env(self, _: Connection, number: int, env: dict[str, str]) -> None:
-        """An environment that later orders build on."""
-        self.envs[number] = env
+    def do_env(self, _: Connection, env: dict[str, str]) -> None:
+        """The environment that the next orders build on."""
+        self.env = env
 
     def do_spawn(self, connection: Connection, spec: dict[str, Any], tasks: list[list[Any]]) -> None:
         """Queue tasks; they start in order, as fast as the system lets them."""
         count = spec.get("fds", 0)
         fds, connection.fds = connection.fds[:count], connection.fds[count:]
-        order = Order(spec, self.envs.get(spec["env"], {}), fds, len(tasks))
+        order = Order(spec, self.env, fds, len(tasks))
         self._note(["take", [task[:2] for task in tasks]])
         for n, key, extra in tasks:
             task = self.tasks[n] = Task(n, key, extra, order)
@@ -369,6 +369,11 @@ class Keeper:
             task.pinned = True
         self._tell(now=True)
         self._say(connection, ["reply", request, [task.out, task.err] if task is not None and task.pid else None])
+
+    def do_known(self, connection: Connection, request: int, numbers: list[int]) -> None:
+        """Which of these it has; those that have ended were told of before."""
+        self._tell(now=True)
+        self._say(connection, ["reply", request, [n for n in numbers if n in self.tasks]])
 
     def do_attach(self, connection: Connection, request: int) -> None:
         """A program came back: everything that has not ended, and from now on all news."""
@@ -794,6 +799,15 @@ def fork_exec(order: Order, env: dict[str, str], actions: list[tuple[Any, ...]])
         code, _, words = problem.partition(" ")
         raise OSError(int(code), words or os.strerror(int(code)))
     return pid
+
+
+def decode(line: bytearray) -> list[Any] | None:
+    """One message. What an interrupted program sent by half is no JSON, and was never meant."""
+    try:
+        message: list[Any] = json.loads(line)
+    except ValueError:
+        return None
+    return message
 
 
 def do_file_action(action: tuple[Any, ...]) -> None:

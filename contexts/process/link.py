@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wfl.errors import DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 PATIENCE = 10.0
@@ -31,7 +31,7 @@ class Link:
         self.sock, self.directory, self.process = sock, directory, process
         self.closed = threading.Event()
         self.goodbye = False
-        self.env_number = 0
+        self._env_number = 0
         self.missed: list[tuple[list[Any], list[Any], list[Any]]] | None = None
         self._inbox = bytearray()
         self._sending = threading.Lock()
@@ -81,14 +81,29 @@ class Link:
         """Whether this program started the keeper."""
         return self.process is not None
 
-    def send(self, *messages: Sequence[Any], fds: Sequence[int] = ()) -> None:
-        """Send messages in one go; the keeper always reads, so this waits for it at most a moment."""
-        data = b"".join([_encode(message).encode() + b"\n" for message in messages])
+    def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
+        """Send a message; the keeper always reads, so this waits for it at most a moment."""
+        with self._sending:
+            self._send(message, fds)
+
+    def spawn(
+        self, order: Mapping[str, Any], rows: Sequence[Any], env: tuple[int, Mapping[str, str]], fds: Sequence[int]
+    ) -> None:
+        """Send an order, and before it the environment that it builds on, if this keeper does not have that yet."""
+        number, variables = env
+        with self._sending:
+            if number != self._env_number:
+                self._send(["env", variables])
+                self._env_number = number
+            self._send(["spawn", order, rows], fds)
+
+    def _send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
+        """The line break before it ends what Ctrl-C may have interrupted; half a message is ignored."""
+        data = b"\n" + _encode(message).encode() + b"\n"
         try:
-            with self._sending:
-                if fds:
-                    data = data[socket.send_fds(self.sock, [data], fds) :]
-                self.sock.sendall(data)
+            if fds:
+                data = data[socket.send_fds(self.sock, [data], fds) :]
+            self.sock.sendall(data)
         except OSError as error:
             raise DrmCommunicationError(self.obituary()) from error
 
