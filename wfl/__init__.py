@@ -1,12 +1,13 @@
 """wfl: job control for Python. One script, many systems: processes, containers, clusters, hosts.
 
+```python
 from wfl import Workflow
 
 with Workflow() as flow:
     flow.run("make", "data").on_success_run("make", "model").on_failure(print).wait()
+```
 """
 
-import logging as _logging
 import os as _os
 
 from wfl.branch import Branches
@@ -80,6 +81,8 @@ __all__ = [
 ]
 
 if _level := _os.environ.get("WFL_LOGLEVEL"):
+    import logging as _logging
+
     _logging.basicConfig()
     try:
         _logging.getLogger("wfl").setLevel(_level.upper())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from wfl.backend import ended
 from wfl.errors import WflError
+from wfl.log import log
 from wfl.record import ACCEPTED
 
 if TYPE_CHECKING:
     from wfl.session import JobSession
-
-log = logging.getLogger("wfl")
 
 SLOWER = 1.5
 """By how much the interval grows while nothing changes."""
@@ -69,10 +67,10 @@ class Asker:
         with self._changed:
             while not self._stopped:
                 due = self._last + self._interval * random.uniform(1, 1 + JITTER) - time.monotonic()  # noqa: S311
-                if not self._session.accepted():
-                    self._changed.wait()
-                elif due > 0:
+                if due > 0:  # first, as many submissions at once hurry it many times
                     self._changed.wait(due)
+                elif not self._session.accepted():
+                    self._changed.wait()
                 else:
                     self._last = time.monotonic()
                     return True

@@ -11,13 +11,12 @@ import enum
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import structs
 
-from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState, fact
 from wfl.errors import (
     InvalidArgumentError,
     UnsupportedAttributeError,
@@ -25,6 +24,9 @@ from wfl.errors import (
     WflError,
     nearest,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Report = Callable[[Iterable[JobInfo]], None]
 """How a backend tells: a batch of facts for the ledger. Cheap, thread-safe, never runs user code."""
@@ -201,7 +203,7 @@ def ended(
         exit_status = 128 + _signal_number(signal_name)
     sub_state = sub_state or ("signaled" if signal_name else "exited")
     state = JobState.DONE if exit_status == 0 and sub_state == "exited" else JobState.FAILED
-    return JobInfo(
+    return fact(
         id=id, state=state, sub_state=sub_state, exit_status=exit_status, terminating_signal=signal_name, **more
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -34,13 +33,16 @@ class as_completed:  # noqa: N801 - used as the function of the same name in con
         self._timeout = timeout_seconds(timeout)
 
     def __iter__(self) -> Iterator[Task]:
+        if not self._tasks:
+            return
         queue: SimpleQueue[Record | None] = SimpleQueue()
-        end = None if self._timeout is None else time.monotonic() + self._timeout
+        clock = next(iter(self._tasks)).session.clock
+        end = None if self._timeout is None else clock.now() + self._timeout
         stops = self._collect(queue.put)
         try:
             for left in range(len(self._tasks), 0, -1):
                 try:
-                    record = queue.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+                    record = clock.get(queue, None if end is None else max(0.0, end - clock.now()))
                 except Empty:
                     raise self._late(left) from None
                 yield self._task(record)
@@ -58,7 +60,7 @@ class as_completed:  # noqa: N801 - used as the function of the same name in con
         def put(record: Record | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, record)
 
-        stops = self._collect(put)
+        stops = [*self._collect(put), *(session.clock.attend() for session in {r.session for r in self._tasks})]
         try:
             for left in range(len(self._tasks), 0, -1):
                 try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wfl.backend import Backend
+    from wfl.threads import Clock
 
 BUILT_IN = {"process": "wfl.contexts.process:ProcessContext"}
 """Contexts that come with wfl; others are found by entry points of the group `wfl.contexts`."""
@@ -63,6 +64,12 @@ class Context(ABC):
     @abstractmethod
     def backend(self) -> Backend:
         """A new backend for one session, not yet opened."""
+
+    def clock(self) -> Clock:
+        """What a session goes by in time; wfl.testing puts one of its own here."""
+        from wfl.threads import Clock
+
+        return Clock("wfl-clock")
 
     def next_task_number(self) -> int:
         """The running number that `{{.ID}}` stands for."""

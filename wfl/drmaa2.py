@@ -712,6 +712,12 @@ class JobInfo(_Value, frozen=True, kw_only=True, rename="camel", repr_omit_defau
         )
 
 
+def fact(**fields: Any) -> JobInfo:
+    """Make a JobInfo of values that are as it keeps them (tuples, UTC datetimes, FrozenDict): not checked, so fast."""
+    info: JobInfo = _make(JobInfo, **fields)
+    return info
+
+
 # --- texts of a template ----------------------------------------------------------------------------------
 
 

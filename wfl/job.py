@@ -6,7 +6,6 @@ What the system answers (refused, unreachable, timed out) is kept in the chain, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -16,6 +15,7 @@ from wfl.errors import InvalidArgumentError, InvalidSessionError, InvalidStateEr
 from wfl.matrix import Replacement, expand
 from wfl.retry import Backoff, retry_tasks
 from wfl.task import Task, TaskArray, leaves
+from wfl.threads import Clock
 from wfl.timing import seconds, timeout_seconds
 
 if TYPE_CHECKING:
@@ -103,11 +103,12 @@ class Job:
         step = seconds(interval, "interval")
         if not step:
             raise InvalidArgumentError("interval is 0, expected a time above 0")
-        begin = time.monotonic()
+        clock = self._clock()
+        begin = clock.now()
         end = begin + _duration_until(until)
         count = 0
         while (due := begin + count * step) <= end:
-            time.sleep(max(0.0, due - time.monotonic()))
+            clock.sleep(max(0.0, due - clock.now()))
             self._submit([template])
             count += 1
         return self
@@ -143,7 +144,7 @@ class Job:
 
     def after(self, duration: float | timedelta) -> Self:
         """Sleep for so many seconds."""
-        time.sleep(seconds(duration, "duration"))
+        self._clock().sleep(seconds(duration, "duration"))
         return self
 
     def __await__(self) -> Generator[object, None, Self]:
@@ -154,6 +155,8 @@ class Job:
                 yield from self._session().ended(tasks).__await__()
             except WflError as error:
                 self._keep(error)
+        else:
+            self._last()
         return self
 
     # -- reacting to the end of the last task --
@@ -377,10 +380,10 @@ class Job:
     @property
     def errors(self) -> list[Exception]:
         """All errors of the chain, in the order in which they became known; nothing clears them."""
-        for task in leaves(self._tasks):
+        tasks = leaves(self._tasks)
+        self._gather(tasks)
+        for task in tasks:
             record = task._record
-            if record.error is not None and not any(error is record.error for error in self._errors):
-                self._errors.append(record.error)
             if record.error is not None and record.unseen:
                 record.session.look(record)
         self._tell()
@@ -465,6 +468,11 @@ class Job:
             raise self._workflow.error or InvalidSessionError("the workflow was not opened")
         return self._workflow.session
 
+    def _clock(self) -> Clock:
+        """The session's; without a session, time goes by all the same."""
+        opened = self._workflow is not None and self._workflow.session is not None
+        return self._session().clock if opened else Clock("wfl-clock")
+
     def _submit(self, templates: Sequence[JobTemplate]) -> Self:
         tasks = self._try(lambda: self._session().start(templates))
         self._add(tasks or [])
@@ -477,10 +485,21 @@ class Job:
 
     def _add(self, tasks: Sequence[Task | TaskArray]) -> None:
         self._tasks += tasks
+        new = leaves(tasks)
+        self._gather(new)
         if self._workflow is not None and self._workflow.raise_errors:
-            for task in leaves(tasks):
+            for task in new:
                 if task._record.error is not None:
                     raise task.error or InvalidStateError(task.id)
+
+    def _gather(self, tasks: Sequence[Task]) -> None:
+        """Failed submissions are errors of the Job."""
+        known = set(map(id, self._errors))
+        for task in tasks:
+            error = task._record.error
+            if error is not None and id(error) not in known:
+                known.add(id(error))
+                self._errors.append(error)
 
     def _last(self) -> Task | TaskArray | None:
         """The last task; without one, that is an error of the Job."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
+from wfl.log import log
+
 if TYPE_CHECKING:
     from wfl.task import Task
-
-_log = logging.getLogger("wfl")
 
 
 class Observer(Struct, frozen=True):
@@ -34,12 +33,12 @@ class Observer(Struct, frozen=True):
 
 
 def _log_error(error: Exception) -> None:
-    _log.error("%s: %s", type(error).__name__, error)
+    log.error("%s: %s", type(error).__name__, error)
 
 
 def _log_failed(task: Task) -> None:
-    _log.error("job %s failed", task.id)
+    log.error("job %s failed", task.id)
 
 
 def _log_success(task: Task) -> None:
-    _log.info("job %s finished successfully", task.id)
+    log.info("job %s finished successfully", task.id)

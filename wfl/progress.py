@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections import Counter
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,14 +30,14 @@ def show(session: JobSession, tasks: Sequence[Task], timeout: float | None) -> N
     if bar is None:
         session.wait(tasks, timeout)
         return
-    end = None if timeout is None else time.monotonic() + timeout
+    end = None if timeout is None else session.clock.now() + timeout
     with bar:
         while True:
-            left = REFRESH if end is None else min(REFRESH, max(0.0, end - time.monotonic()))
+            left = REFRESH if end is None else min(REFRESH, max(0.0, end - session.clock.now()))
             try:
                 session.wait(tasks, left)
             except TimeoutError:
-                if end is not None and time.monotonic() >= end:
+                if end is not None and session.clock.now() >= end:
                     raise
                 _draw(bar, tasks)
             else:

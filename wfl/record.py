@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from wfl.drmaa2 import JobState
+from wfl.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from wfl.errors import WflError
     from wfl.gate import Gate
     from wfl.session import JobSession
-
-log = logging.getLogger("wfl")
+    from wfl.threads import Clock
 
 HERE, SUBMITTING, ACCEPTED, ENDED = range(4)
 """Phases of a record: not given to the system yet, on its way, known to the system, over."""
@@ -62,24 +61,29 @@ class Record:
 
 
 class Waiter:
-    """Somebody asleep until a number of records has ended (or started)."""
+    """Somebody asleep until a number of records has ended (or started); `last` is the one that woke it."""
 
-    __slots__ = ("_lock", "_needed", "started")
+    __slots__ = ("_needed", "_over", "last", "started")
 
     def __init__(self, needed: int, *, started: bool = False) -> None:
         self._needed, self.started = needed, started
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._over: SimpleQueue[Record | None] = SimpleQueue()
+        self.last: Record | None = None
 
     def wake(self, record: Record | None) -> None:
         """One record fewer to wait for; None: the wait is over (called with the ledger's lock held)."""
-        self._needed = self._needed - 1 if record is not None else 0
-        if self._needed <= 0 and self._lock.locked():
-            self._lock.release()
+        if self._needed > 0:
+            self._needed = self._needed - 1 if record is not None else 0
+            if not self._needed:
+                self._over.put(record)
 
-    def sleep(self, timeout: float | None) -> bool:
+    def sleep(self, clock: Clock, timeout: float | None) -> bool:
         """Whether it was woken in time."""
-        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
+        try:
+            self.last = clock.get(self._over, timeout)
+        except Empty:
+            return False
+        return True
 
 
 class Collector:

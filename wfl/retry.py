@@ -6,7 +6,6 @@ from datetime import timedelta
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from sys import float_info
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -91,19 +90,20 @@ def retry_tasks(tasks: list[Task], times: int, backoff: Backoff, when: Callable[
     if not tasks:
         return
     session = tasks[0]._record.session
+    clock = session.clock
     ends: SimpleQueue[Record | None] = SimpleQueue()
     left = {task._record: task for task in tasks}
     stops = [session.collector(tasks, ends.put)]
     pauses: list[tuple[float, int, Task]] = []
     try:
         while left or pauses:
-            while pauses and pauses[0][0] <= monotonic():
+            while pauses and pauses[0][0] <= clock.now():
                 task = heappop(pauses)[2]
                 task._renew()
                 left[task._record] = task
                 stops.append(session.collector([task], ends.put))
             try:
-                record = ends.get(timeout=max(0.0, pauses[0][0] - monotonic()) if pauses else None)
+                record = clock.get(ends, max(0.0, pauses[0][0] - clock.now()) if pauses else None)
             except Empty:
                 continue
             if record is None:
@@ -111,7 +111,7 @@ def retry_tasks(tasks: list[Task], times: int, backoff: Backoff, when: Callable[
             task = left.pop(record)
             made = len(task.attempts) - 1
             if task.state is JobState.FAILED and made < times and when(task):
-                heappush(pauses, (monotonic() + backoff.delay(made + 1), id(task), task))
+                heappush(pauses, (clock.now() + backoff.delay(made + 1), id(task), task))
     finally:
         for stop in stops:
             stop()

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import os
-import socket
 import threading
-import time
 import weakref
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +20,7 @@ from msgspec import structs
 from wfl.asker import Asker
 from wfl.backend import Action, Known, Submission, ended
 from wfl.context import check_max_parallel
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState
+from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState, fact
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -36,10 +33,11 @@ from wfl.errors import (
     WflError,
 )
 from wfl.gate import Gate, advance, leave_all
+from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
 from wfl.task import Task, TaskArray
-from wfl.threads import Clock, Pool
+from wfl.threads import Pool
 from wfl.timing import timeout_seconds
 
 if TYPE_CHECKING:
@@ -54,8 +52,6 @@ if TYPE_CHECKING:
 
     Submit = Callable[[Sequence[Submission]], Sequence[Outcome]]
 
-log = logging.getLogger("wfl")
-
 KILL_GRACE = 2.0
 """Seconds between asking a job to end and killing it, where the session enforces a limit of time."""
 FLUSH = 0.05
@@ -67,6 +63,7 @@ FOLLOW = 0.03
 FOLLOW_STORE = 0.5
 """Seconds between two looks at what other living programs have in their queues."""
 CALLBACK_THREADS = 64
+_ENDING = (Action.TERMINATE, Action.KILL)
 CALLBACK_PATIENCE = 5.0
 """Seconds that closing waits for callbacks that have not returned."""
 WORKERS = 8
@@ -94,9 +91,9 @@ class JobSession:
         self._closed: str | None = None
         self._unended = 0
         self.unseen = Unseen()
-        self._clock = Clock("wfl-clock")
-        self._workers = Pool("wfl-worker", self._clock, WORKERS)
-        self._callbacks = Pool("wfl-callback", self._clock, CALLBACK_THREADS)
+        self.clock = context.clock()
+        self._workers = self.clock.pool("wfl-worker", WORKERS)
+        self._callbacks = Pool("wfl-callback", CALLBACK_THREADS)
         self._executor: ThreadPoolExecutor | None = None
         self._dirty: dict[str, Record] = {}
         self._asker: Asker | None = None
@@ -270,7 +267,7 @@ class JobSession:
         """Go through hold, start time and gates; True if nothing is in the way."""
         template = record.template
         if template.deadline_time is not None:
-            self._clock.after(_until(template.deadline_time), lambda: self._deadline(record))
+            self.clock.after(_until(template.deadline_time), lambda: self._deadline(record))
         if template.submit_as_hold and not self._has(Capability.HOLD):
             record.state = JobState.QUEUED_HELD
             return False
@@ -279,7 +276,7 @@ class JobSession:
     def _proceed(self, record: Record) -> bool:
         start = record.template.start_time
         if start is not None and not self._has(Capability.START_TIME) and (wait := _until(start)) > 0:
-            self._clock.after(wait, lambda: self._workers.submit(lambda: self._its_time(record)))
+            self.clock.after(wait, lambda: self._workers.submit(lambda: self._its_time(record)))
             return False
         return advance(record)
 
@@ -340,7 +337,7 @@ class JobSession:
             raise
         except WflError as error:
             outcomes = [error] * len(records)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged
             log.exception("%s: submitting failed in an unforeseen way", self.backend.name)
             outcomes = [InternalError(f"{self.backend.name}: {error!r}")] * len(records)
         self._accept(records, outcomes)
@@ -367,8 +364,7 @@ class JobSession:
         self.observe(early)
         if doomed:
             self._try_control(doomed, Action.KILL)
-        if self._asker is not None:
-            self._asker.hurry()
+        self._hurry()
 
     def _refuse(self, records: Sequence[Record], error: WflError) -> None:
         for record in records:
@@ -399,7 +395,7 @@ class JobSession:
             if left:
                 self._unknown(left, error, min(wait * 2, 5.0))
 
-        self._clock.after(wait, lambda: self._workers.submit(settle))
+        self.clock.after(wait, lambda: self._workers.submit(settle))
 
     # -- the ledger --
 
@@ -509,8 +505,8 @@ class JobSession:
         if record.final is None:
             record.final = info
             if not self._uncollected:
-                self._clock.after(0.0, lambda: self._workers.submit(lambda: self._collect(0.1)))
-            self._uncollected[record] = time.monotonic() + self.backend.limits.collect
+                self.clock.after(0.0, lambda: self._workers.submit(lambda: self._collect(0.1)))
+            self._uncollected[record] = self.clock.now() + self.backend.limits.collect
         return False
 
     def _collect(self, wait: float) -> None:
@@ -523,10 +519,10 @@ class JobSession:
             except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go better
                 log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
         with self._lock:
-            late = [record for record, end in self._uncollected.items() if end <= time.monotonic()]
+            late = [record for record, end in self._uncollected.items() if end <= self.clock.now()]
         self.observe([self._given_up(record.final) for record in late if record.final is not None])
         if self._uncollected:
-            self._clock.after(wait, lambda: self._workers.submit(lambda: self._collect(min(wait * 2, 2.0))))
+            self.clock.after(wait, lambda: self._workers.submit(lambda: self._collect(min(wait * 2, 2.0))))
 
     def _given_up(self, final: JobInfo) -> JobInfo:
         words = f"its exit status could not be had within {self.backend.limits.collect:.0f} s"
@@ -548,15 +544,20 @@ class JobSession:
             id=record.id,
             state=record.state,
             submission_time=known.submission_time or datetime.fromtimestamp(record.submitted, UTC),
-            submission_machine=known.submission_machine or socket.gethostname(),
+            submission_machine=known.submission_machine or os.uname().nodename,
             job_owner=known.job_owner or _user(),
             slots=record.slots if known.slots is not None else None,
         )
 
+    def _hurry(self) -> None:
+        """Something is expected soon: a system that must be asked is asked soon (without the lock)."""
+        if self._asker is not None:
+            self._asker.hurry()
+
     def accepted(self) -> list[Record]:
-        """What the system has and has not ended."""
+        """What the system has and was not seen ended."""
         with self._lock:
-            return [record for record in self._records.values() if record.phase == ACCEPTED]
+            return [r for r in self._records.values() if r.phase == ACCEPTED and r.final is None]
 
     # -- waiting --
 
@@ -565,11 +566,10 @@ class JobSession:
         waiter = self._register([task._record for task in tasks], started=started)
         if waiter is None:
             return
-        if self._asker is not None:
-            self._asker.hurry()
+        self._hurry()
         woken, left = False, 0
         try:
-            woken = waiter.sleep(timeout)
+            woken = waiter.sleep(self.clock, timeout)
         finally:
             if not woken:
                 left = self._unregister([task._record for task in tasks], waiter)
@@ -611,13 +611,19 @@ class JobSession:
                 return done
             self._check_open()
             _enlist(records, waiter)
-        woken = waiter.sleep(timeout)
-        self._unregister(records, waiter)
+        self._hurry()
+        woken = False
+        try:
+            woken = waiter.sleep(self.clock, timeout)
+        finally:
+            self._unregister(records, waiter)
         if not woken:
             raise TimeoutError(
                 f"after {timeout:g} s none of {len(tasks)} tasks had {'started' if started else 'ended'}"
             )
-        return next(t for t in tasks if t._record.state.ended or (started and t._record.state.started))
+        if waiter.last is None:
+            self._check_open()
+        return next(task for task in tasks if task._record is waiter.last)
 
     def collector(self, tasks: Sequence[Task], put: Callable[[Record | None], None]) -> Callable[[], None]:
         """Hand each record to `put` as it ends (at once if it has); the return value stops that.
@@ -628,10 +634,14 @@ class JobSession:
         collector = Collector(put)
         records = [task._record for task in tasks]
         with self._lock:
+            asleep = [record for record in records if record.phase != ENDED]
+            if asleep:
+                self._check_open()
             for record in records:
                 if record.phase == ENDED:
                     put(record)
-            _enlist([record for record in records if record.phase != ENDED], collector)
+            _enlist(asleep, collector)
+        self._hurry()
         return lambda: _void(self._unregister(records, collector))
 
     async def ended(self, tasks: Sequence[Task]) -> None:
@@ -651,9 +661,11 @@ class JobSession:
         if not tasks:
             return
         stop = self.collector(tasks, lambda record: _void(loop.call_soon_threadsafe(one if record else over.set)))
+        attended = self.clock.attend()
         try:
             await over.wait()
         finally:
+            attended()
             stop()
         if left > 0:
             self._check_open()
@@ -666,7 +678,7 @@ class JobSession:
         def call() -> None:
             try:
                 f(task)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - logged
                 log.exception("a callback of task %s raised", task.id)
                 self.callback_errors.append((task, error))
 
@@ -697,12 +709,13 @@ class JobSession:
         with self._lock:
             for record in records:
                 if record.phase == ENDED:
-                    failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
+                    if action not in _ENDING:
+                        failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
                 elif record.phase == ACCEPTED:
                     native.append(record.id)
                 elif record.phase == HERE:
                     here.append(record)
-                elif action in (Action.TERMINATE, Action.KILL):
+                elif action in _ENDING:
                     record.why = ("cancelled", "ended while it was being submitted")
                 else:
                     failures[record.id] = InvalidStateError(
@@ -723,11 +736,13 @@ class JobSession:
             lambda chunk: failures.update(self.backend.control(chunk, action)),
             self.chunks(ids, self.backend.limits.ids),
         )
+        if action in _ENDING:  # one that ended meanwhile is as it should be
+            return {id: error for id, error in failures.items() if not isinstance(error, InvalidStateError)}
         return failures
 
     def _control_here(self, records: list[Record], action: Action) -> dict[str, WflError]:
         """Control what waits here and is not known to the system."""
-        if action in (Action.TERMINATE, Action.KILL):
+        if action in _ENDING:
             self._end_here(records, "cancelled", "ended before it was started")
             return {}
         failures: dict[str, WflError] = {}
@@ -757,7 +772,7 @@ class JobSession:
     def kill_later(self, tasks: Sequence[Task], seconds: float) -> None:
         """Kill what has not ended by then."""
         records = [task._record for task in tasks]
-        self._clock.after(seconds, lambda: self._workers.submit(lambda: self._kill_rest(records)))
+        self.clock.after(seconds, lambda: self._workers.submit(lambda: self._kill_rest(records)))
 
     def _kill_rest(self, records: Sequence[Record]) -> None:
         left = [record for record in records if record.phase != ENDED]
@@ -770,7 +785,7 @@ class JobSession:
         limit = limits.get(WALLCLOCK_TIME) if limits else None
         if limit is not None and not self._has(Capability.WALLCLOCK_LIMIT):
             words = f"its WALLCLOCK_TIME is {limit} s"
-            self._clock.after(limit, lambda: self._workers.submit(lambda: self._time_is_up(record, words)))
+            self.clock.after(limit, lambda: self._workers.submit(lambda: self._time_is_up(record, words)))
 
     def _deadline(self, record: Record) -> None:
         """Enforce deadline_time on what waits here, and where the system does not."""
@@ -784,7 +799,7 @@ class JobSession:
             return
         record.why = ("timeout", words)
         self._try_control([record], Action.TERMINATE)
-        self._clock.after(KILL_GRACE, lambda: self._workers.submit(lambda: self._kill_rest([record])))
+        self.clock.after(KILL_GRACE, lambda: self._workers.submit(lambda: self._kill_rest([record])))
 
     # -- output --
 
@@ -813,7 +828,7 @@ class JobSession:
         position, rest, over = [0], b"", False
         waiter = self._register([record])
         while not over:
-            over = waiter is None or waiter.sleep(FOLLOW)
+            over = waiter is None or waiter.sleep(self.clock, FOLLOW)
             if over and self._closed:
                 self._check_open()
             for data in self._read_on(record, stream, position):
@@ -852,7 +867,7 @@ class JobSession:
             self._dirty.update((record.key, record) for record in records)
             wake = idle and bool(self._dirty)
         if wake:
-            self._clock.after(FLUSH, self._flush)
+            self.clock.after(FLUSH, self._flush)
 
     def _flush(self) -> None:
         with self._lock:
@@ -864,7 +879,7 @@ class JobSession:
                 log.warning("%s; trying again", error)
                 with self._lock:
                     self._dirty = {**dirty, **self._dirty}
-                self._clock.after(1.0, self._flush)
+                self.clock.after(1.0, self._flush)
 
     def refresh(self) -> None:
         """Take in what other programs have put into the store since."""
@@ -891,10 +906,12 @@ class JobSession:
         lives = cache(program_lives)
         theirs = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING) and lives(row.program)}
         self._find([r for r, row in rows.items() if r not in theirs and row.phase != HERE])
-        ready = [r for r, row in rows.items() if r not in theirs and row.phase == HERE and self._inherit(r, row, store)]
-        self._submit(ready, check_store=True)
+        queued = {r: row for r, row in rows.items() if r not in theirs and row.phase == HERE}
+        faster = {r: row for r, row in queued.items() if row.detach and not store.claim(row.key, row.program)}
+        self._submit([r for r, row in queued.items() if r not in faster and self._inherit(r, row)], check_store=True)
+        theirs |= faster  # what another program was faster to inherit
         if theirs:
-            self._clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
+            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
 
     def _restore(self, row: Row) -> Record:
         record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
@@ -935,13 +952,11 @@ class JobSession:
             [r for r in gone if r.phase == ACCEPTED], "lost", f"{self.backend.name} does not know it any more"
         )
 
-    def _inherit(self, record: Record, row: Row, store: Store) -> bool:
+    def _inherit(self, record: Record, row: Row) -> bool:
         """Go on with what waited in a dead program's queue; whether it may start now."""
         if not row.detach:
             self._end_here([record], "cancelled", "the program in whose queue it waited has ended")
             return False
-        if not store.claim(row.key, row.program):
-            return False  # another program was faster; its work is seen at the next refresh
         record.own = True
         record.gates = (self.context.gate,) if self.context.gate else ()
         held = row.info.state is JobState.QUEUED_HELD if row.info else record.template.submit_as_hold
@@ -960,12 +975,11 @@ class JobSession:
             row = rows.get(record.key)
             if row is None:
                 self._end_here([record], "lost", "another program removed it from the store")
-            elif row.phase == ENDED and row.info is not None and row.info.state.ended:
-                self.observe_own([(record, row.info)])
             else:
-                record.phase = row.phase
+                record.phase = HERE if row.phase == ENDED else row.phase
                 left[record] = row
-        self._take_over(left, store)
+        self._take_over(left, store)  # first, so that the backend knows where the output of what has ended is
+        self.observe_own([(r, row.info) for r, row in left.items() if row.phase == ENDED and row.info is not None])
 
     # -- the end --
 
@@ -989,7 +1003,7 @@ class JobSession:
             self._asker.stop()
         self.backend.close(end=not detached)
         self._callbacks.drain(CALLBACK_PATIENCE)
-        self._clock.stop()
+        self.clock.stop()
         self._workers.stop()
         if self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -1038,7 +1052,7 @@ def _is_late(record: Record, info: JobInfo) -> bool:
 def _merged(old: JobInfo, new: JobInfo) -> JobInfo:
     """What was known, with what is known now."""
     values = zip(old.__struct_fields__, structs.astuple(old), structs.astuple(new), strict=True)
-    return JobInfo(**{name: was if now is None or now in ((), {}) else now for name, was, now in values})
+    return fact(**{name: was if now is None or now in ((), {}) else now for name, was, now in values})
 
 
 def _agrees(info: JobInfo, like: JobInfo) -> bool:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+from wfl.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = logging.getLogger("wfl")
+_T = TypeVar("_T")
 
 BLOCKED = 0.05
 """Seconds that work may wait for a thread before the pool takes it that the others are blocked."""
@@ -25,7 +28,10 @@ IDLE = 5.0
 
 
 class Clock:
-    """Calls functions at their time, on one thread; they must be quick and never run user code."""
+    """All that a session knows of time, so that wfl.testing can put a time of its own in its place.
+
+    Tells it, sleeps, and calls functions at their time, on one thread; they must be quick and never run user code.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -34,6 +40,27 @@ class Clock:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
+
+    def now(self) -> float:
+        """Seconds since some beginning; they only grow."""
+        return time.monotonic()
+
+    def get(self, queue: SimpleQueue[_T], timeout: float | None = None) -> _T:
+        """Sleep until something is in the queue, and take it out. Raises Empty after `timeout` seconds."""
+        return queue.get(timeout=timeout)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds."""
+        with suppress(Empty):
+            self.get(SimpleQueue(), seconds)
+
+    def attend(self) -> Callable[[], None]:
+        """Somebody waits by other means (an event loop), until the returned function is called."""
+        return lambda: None
+
+    def pool(self, name: str, limit: int) -> Pool:
+        """Threads for what takes a while and belongs to the session itself."""
+        return Pool(name, limit)
 
     def after(self, seconds: float, f: Callable[[], None]) -> None:
         """Call `f` in so many seconds."""
@@ -60,7 +87,7 @@ class Clock:
         while (f := self._next()) is not None:
             try:
                 f()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged
                 log.exception("the session's clock goes on after this error")
 
     def _next(self) -> Callable[[], None] | None:
@@ -76,12 +103,13 @@ class Clock:
 class Pool:
     """Runs functions in threads: two at first, more (up to `limit`) only while the present ones are blocked."""
 
-    def __init__(self, name: str, clock: Clock, limit: int) -> None:
-        self._name, self._clock, self._limit = name, clock, limit
+    def __init__(self, name: str, limit: int) -> None:
+        self._name, self._limit = name, limit
+        self._clock = Clock(f"{name}-clock")
         self._work: deque[tuple[float, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._threads = self._idle = self._busy = 0
-        self._stopped = False
+        self._growing = self._stopped = False
 
     def submit(self, f: Callable[[], None]) -> None:
         """Run `f` soon; what it raises is logged."""
@@ -93,7 +121,8 @@ class Pool:
                 self._changed.notify()
             elif self._threads < min(2, self._limit):
                 self._start()
-            elif len(self._work) == 1:
+            elif not self._growing:
+                self._growing = True
                 self._clock.after(BLOCKED, self._grow)
 
     def drain(self, patience: float) -> None:
@@ -111,6 +140,7 @@ class Pool:
             self._stopped = True
             self._work.clear()
             self._changed.notify_all()
+        self._clock.stop()
 
     def _start(self) -> None:
         self._threads += 1
@@ -120,6 +150,7 @@ class Pool:
         """Work that still waits after BLOCKED seconds waits for a thread that is not free to do it."""
         with self._changed:
             if not self._work or self._stopped:
+                self._growing = False
                 return
             if time.monotonic() - self._work[0][0] >= BLOCKED and self._threads < self._limit:
                 self._start()
@@ -129,7 +160,7 @@ class Pool:
         while (f := self._next()) is not None:
             try:
                 f()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged
                 log.exception("%s: the session goes on after this error", self._name)
             with self._changed:
                 self._busy -= 1

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import heapq
 import json
 import os
@@ -41,7 +42,7 @@ TELL_BATCH = 64
 STAGERS = 8
 """How many copies of files (staging) may run at once."""
 
-MARK = "WFL_KEY"
+MARK = b"WFL_KEY"
 """Every task has its key in this environment variable: how a process is known as a task's when all else is lost."""
 
 SIGNALS = {
@@ -55,6 +56,7 @@ DEFAULTS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 TRY_LATER = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
+parse = json.JSONDecoder().decode
 
 
 class Task:
@@ -86,7 +88,7 @@ class Order:
         "seconds", "stage_in", "stage_out", "until",
     )  # fmt: skip
 
-    def __init__(self, spec: dict[str, Any], env: dict[str, str], fds: list[int], left: int) -> None:
+    def __init__(self, spec: dict[str, Any], env: dict[bytes, bytes], fds: list[int], left: int) -> None:
         self.path: str = spec["path"]
         self.argv: list[str] = spec["argv"]
         self.cwd: str = spec["cwd"]
@@ -101,7 +103,7 @@ class Order:
         self.until: float | None = spec.get("until")
         self.stage_in: dict[str, str] = spec.get("stage_in", {})
         self.stage_out: dict[str, str] = spec.get("stage_out", {})
-        self.env = {**env, **spec.get("add", {})}
+        self.env = {**env, **as_bytes(spec.get("add", {}))}
         self.fds, self.left = fds, left
 
     def release(self) -> None:
@@ -127,7 +129,7 @@ class Connection:
         messages: list[list[Any]] = []
         while True:
             try:
-                data, ancillary, _, _ = self.sock.recvmsg(1 << 18, socket.CMSG_SPACE(16 * 4))
+                data, ancillary, _, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4))
             except BlockingIOError:
                 return messages
             except OSError:
@@ -163,7 +165,7 @@ class Keeper:
     def __init__(self, owner: socket.socket, program: int, directory: str, *, detach: bool, keep: bool) -> None:
         self.directory, self.detach, self.keep = directory, detach, keep
         self.selector = selectors.DefaultSelector()
-        self.env: dict[str, str] = {}
+        self.env: dict[bytes, bytes] = {}
         self.tasks: dict[int, Task] = {}
         self.by_pid: dict[int, Task] = {}
         self.pending: deque[Task] = deque()
@@ -176,6 +178,7 @@ class Keeper:
         self.clocks: list[tuple[float, int, str]] = []
         self.files = 0
         self.free: list[int] = []
+        self.emptied: list[int] = []
         self.told_to_end = self.ending = False
         self.kill_at = 0.0
         self.journal = os.open(f"{directory}/journal", _APPEND | os.O_CLOEXEC, 0o600) if keep else -1
@@ -204,6 +207,7 @@ class Keeper:
             self._reap()
             self._ring()
             self._tell()
+            self._take_back()
         self._tell(now=True)
         self._leave()
 
@@ -233,9 +237,7 @@ class Keeper:
             signal.signal(number, signal.SIG_IGN)
 
         def drain() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while os.read(reader, 4096):
-                    pass
+            os.read(reader, 4096)  # it wakes again if that was not all
 
         self.selector.register(reader, selectors.EVENT_READ, drain)
 
@@ -323,7 +325,7 @@ class Keeper:
 
     def do_env(self, _: Connection, env: dict[str, str]) -> None:
         """The environment that the next orders build on."""
-        self.env = env
+        self.env = as_bytes(env)
 
     def do_spawn(self, connection: Connection, spec: dict[str, Any], tasks: list[list[Any]]) -> None:
         """Queue tasks; they start in order, as fast as the system lets them."""
@@ -439,7 +441,7 @@ class Keeper:
 
     def _spawn(self, task: Task) -> None:
         order = task.order
-        env = {**order.env, **task.extra, MARK: task.key}
+        env = {**order.env, **as_bytes(task.extra), MARK: task.key.encode()}
         os.chdir(order.cwd)
         actions = [self._open_in(order), *self._open_out(task)]
         if order.limits or order.nice is not None:
@@ -501,25 +503,30 @@ class Keeper:
         self.files += 1
         return self.files
 
-    def _settle_file(self, number: int | None, task: Task) -> int | None:
-        """The number of an output file that has something in it; an empty one is used again by a later task.
+    def _written(self, number: int | None, task: Task) -> int | None:
+        """The number of a kept file that has something in it, or that somebody reads; an empty one may be used again.
 
-        Creating a file costs up to 2 ms on some file systems. A write lease is only granted when no process has the
-        file open, so a background process that the task left behind never writes into a stranger's output.
+        Creating a file costs up to 2 ms on some file systems.
         """
         if number is None:
             return None
         try:
-            fd = os.open(f"{self.directory}/{number}", os.O_RDONLY | os.O_CLOEXEC)
+            if os.stat(f"{self.directory}/{number}").st_size or task.pinned:
+                return number
         except OSError:
             return None
-        try:
-            if os.fstat(fd).st_size or task.pinned or not unused(fd):
-                return number
-        finally:
-            os.close(fd)
-        self.free.append(number)
+        self.emptied.append(number)
         return None
+
+    def _take_back(self) -> None:
+        """Use empty files again, once the news is out: those that no process has open for writing any more.
+
+        So a background process that a task left behind never writes into a stranger's output.
+        """
+        while self.emptied:
+            number = self.emptied.pop()
+            if unused(f"{self.directory}/{number}"):
+                self.free.append(number)
 
     def _give_back(self, task: Task) -> None:
         self.free += [number for number in (task.out, task.err) if number is not None]
@@ -563,7 +570,7 @@ class Keeper:
         why = task.why
         if code == 0 and why == "cancelled":
             why = None  # it ended well all the same
-        out, err = self._settle_file(task.out, task), self._settle_file(task.err, task)
+        out, err = self._written(task.out, task), self._written(task.err, task)
         if code or out or err:
             task.words = task.words or self._full_disk(task)
         self._ended(task, [task.n, code, cpu, peak, task.started, time.time(), out, err, why, task.words])
@@ -771,7 +778,7 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND  # not close-on-exec: posix_spa
 _KEPT = _APPEND | os.O_TRUNC
 
 
-def fork_exec(order: Order, env: dict[str, str], actions: list[tuple[Any, ...]]) -> int:
+def fork_exec(order: Order, env: dict[bytes, bytes], actions: list[tuple[Any, ...]]) -> int:
     """posix_spawn for what posix_spawn cannot do: resource limits and niceness. Errors arrive through a pipe."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -804,10 +811,15 @@ def fork_exec(order: Order, env: dict[str, str], actions: list[tuple[Any, ...]])
 def decode(line: bytearray) -> list[Any] | None:
     """One message. What an interrupted program sent by half is no JSON, and was never meant."""
     try:
-        message: list[Any] = json.loads(line)
+        message: list[Any] = parse(line.decode())
     except ValueError:
         return None
     return message
+
+
+def as_bytes(env: dict[str, str]) -> dict[bytes, bytes]:
+    """As the system keeps it: encoded once, not for every task."""
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
 
 
 def do_file_action(action: tuple[Any, ...]) -> None:
@@ -872,16 +884,19 @@ def explain(task: Task, error: OSError) -> str:
     return f"cannot start {order.path}: {error.strerror}"
 
 
-def unused(fd: int) -> bool:
-    """Whether no process has this file open for writing (a write lease on it is granted)."""
-    import fcntl
-
+def unused(path: str) -> bool:
+    """Whether this file is empty and no process has it open for writing (a write lease on it is granted)."""
     try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # given back when the file is closed
+        return not os.fstat(fd).st_size
     except (OSError, AttributeError):
         return False
-    return True
+    finally:
+        os.close(fd)
 
 
 def processes() -> dict[int, tuple[int, int, int]]:

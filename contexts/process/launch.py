@@ -52,6 +52,7 @@ _ARCHITECTURES = {
 }
 _SYSTEMS = {"Linux": "LINUX", "Darwin": "MACOS"}
 LOWEST, HIGHEST = -20, 19  # niceness (setpriority(2))
+_ALL_MAY = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 _MAX_STRING = 131072
 """Bytes of one argument or variable: MAX_ARG_STRLEN of Linux (execve(2))."""
 
@@ -64,8 +65,10 @@ def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
     if not template.remote_command:
         raise InvalidArgumentError("remote_command is empty: name the program to run")
     _check_host(template)
-    cwd = os.path.abspath(template.working_directory or os.getcwd())
-    _check_directory(cwd)
+    cwd = os.getcwd()
+    if template.working_directory:
+        cwd = os.path.join(cwd, template.working_directory)
+        _check_directory(cwd)
     argv = [template.remote_command, *(template.args or ())]
     _check_size(argv, env)
     found: dict[str, Any] = {
@@ -98,7 +101,7 @@ def find_program(command: str, cwd: str, path: str) -> str:
             mode = os.stat(candidate).st_mode
         except OSError:
             continue
-        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
+        if stat.S_ISREG(mode) and (mode & _ALL_MAY == _ALL_MAY or os.access(candidate, os.X_OK)):
             return candidate
         refusal = refusal or f"{candidate} is {'not executable' if stat.S_ISREG(mode) else 'not a program'}"
     if refusal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import socket
 import subprocess
@@ -11,6 +10,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from wfl.contexts.process.launch import child_environment
 from wfl.errors import DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ PATIENCE = 10.0
 """Seconds that a living keeper may take to answer; it answers in microseconds unless the machine is swamped."""
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = msgspec.json.Decoder().decode
 
 
 class Link:
@@ -99,7 +101,7 @@ class Link:
 
     def _send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
         """The line break before it ends what Ctrl-C may have interrupted; half a message is ignored."""
-        data = b"\n" + _encode(message).encode() + b"\n"
+        data = b"\n" + _encode(message) + b"\n"
         try:
             if fds:
                 data = data[socket.send_fds(self.sock, [data], fds) :]
@@ -122,7 +124,7 @@ class Link:
     def receive(self, tell: Callable[[list[Any], list[Any], list[Any]], None]) -> bool:
         """Take in what has arrived (called by the watcher alone); False at the end of the connection."""
         try:
-            data = self.sock.recv(1 << 20)
+            data = self.sock.recv(1 << 16)  # more costs its allocation every time
         except OSError:
             data = b""
         if not data:
@@ -135,7 +137,7 @@ class Link:
             *lines, rest = self._inbox.split(b"\n")
             self._inbox = rest
             for line in lines:
-                message = json.loads(line)
+                message = _decoded(line)
                 if message[0] == "tell":
                     tell(*message[1:])
                 elif message[0] == "reply" and (waiting := self._replies.get(message[1])):
@@ -144,7 +146,7 @@ class Link:
 
     def bye(self, *, end: bool) -> None:
         """Leave: the keeper ends everything first, or stays until all has ended by itself."""
-        self.goodbye = True
+        self.goodbye = not (self.own and end)  # the keeper lives on: its silence says nothing of its tasks
         if self.own:
             try:
                 self.send(["bye", end])
@@ -185,6 +187,25 @@ class _Reply:
         self.arrived.set()
 
 
+def _encode(message: Sequence[Any]) -> bytes:
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeError:  # names that are not UTF-8: Python's json writes their surrogates as they are
+        import json
+
+        return json.dumps(message).encode()
+
+
+def _decoded(line: bytearray) -> list[Any]:
+    try:
+        message: list[Any] = _decode(line)
+    except msgspec.DecodeError:
+        import json
+
+        message = json.loads(line)
+    return message
+
+
 def _command(arguments: list[str]) -> list[str]:
     if getattr(sys, "frozen", False):
         return [sys.executable]  # wfl's runtime hook finds the mark and becomes the keeper
@@ -205,7 +226,7 @@ def _interpreter() -> str:
 
 
 def _environment(arguments: list[str]) -> dict[str, str]:
-    env = dict(os.environ)
+    env = child_environment()
     if getattr(sys, "frozen", False):  # unpack anew: our own unpacked files vanish when this program ends
         env["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
         env["WFL_KEEPER"] = "\n".join(arguments)
