@@ -25,7 +25,7 @@ $(call has,%): pyproject.toml $(made)
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-run: $(call has,examples) ## the main example: a search over many small trainings, on this machine's processes
+run: $(call has,examples) $(call has,progress) ## the main example: a search over many small trainings, on this machine's processes
 	$(python) examples/digits.py
 
 test: $(call has,test) ## all tests; systems that are not here are skipped by name, with the reason

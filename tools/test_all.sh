@@ -8,6 +8,7 @@ export WFL_REQUIRE_ALL=1
 oldest=$(tools/pythons.sh oldest) newest=$(tools/pythons.sh newest)
 failed=0
 rm -rf build/tests
+make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
 make test PYTHON="$oldest" VENV=.venv-oldest || failed=1
 if [ "$newest" != "$oldest" ]; then
     WFL_CONFORMANCE=process \

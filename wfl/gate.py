@@ -1,10 +1,12 @@
 """Gate: at most so many slots in use at once; the rest queue, first come, first served.
 
-One stands before each context with max_parallel and one before each array with it; a task passes them in turn.
+One stands before each context with max_parallel and one before each array with it; a task passes them in turn. One
+lock guards them all, so that how far a task has come always agrees with what each gate knows of it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -12,39 +14,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wfl.record import Record
 
+_lock = threading.Lock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
 
 class Gate:
-    """`limit` slots. Tasks that ended while they waited are skipped when their turn comes."""
+    """`limit` slots, and who waits for some."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
         self._waiting: deque[Record] = deque()
-        self._lock = threading.Lock()
 
     def enter(self, record: Record) -> bool:
-        """Take the slots at once, or wait in line."""
-        with self._lock:
-            if self._waiting or self._used + record.slots > self.limit:
-                self._waiting.append(record)
-                return False
-            self._used += record.slots
-            return True
+        """Take the slots at once, or wait in line (as the others: with the lock held)."""
+        if self._waiting or self._used + record.slots > self.limit:
+            self._waiting.append(record)
+            return False
+        self._used += record.slots
+        return True
 
     def leave(self, record: Record) -> list[Record]:
         """Give the slots back; those who have theirs now, in order."""
-        with self._lock:
-            self._used -= record.slots
-            return self._admit()
+        self._used -= record.slots
+        return self._admit()
 
     def skip(self, record: Record) -> list[Record]:
         """Somebody in line is not coming any more; those who move up to a slot."""
-        with self._lock:
-            try:
-                self._waiting.remove(record)
-            except ValueError:
-                return []
-            return self._admit()
+        self._waiting.remove(record)
+        return self._admit()
 
     def _admit(self) -> list[Record]:
         admitted = []
@@ -56,7 +54,15 @@ class Gate:
 
 
 def advance(record: Record) -> bool:
-    """Pass the gates that are still ahead; True if none is left."""
+    """Get in line; True if all gates are passed at once. Who is in line already stays where it is."""
+    with _lock:
+        if record.passed >= 0:
+            return False
+        record.passed = 0
+        return _advance(record)
+
+
+def _advance(record: Record) -> bool:
     while record.passed < len(record.gates):
         if not record.gates[record.passed].enter(record):
             return False
@@ -66,11 +72,14 @@ def advance(record: Record) -> bool:
 
 def leave_all(record: Record) -> list[Record]:
     """Give back all slots this one has; those that may start now."""
-    gates, passed = record.gates, record.passed
-    admitted = [other for gate in gates[:passed] for other in gate.leave(record)]
-    if passed < len(gates):
-        admitted += gates[passed].skip(record)
-    record.gates, record.passed = (), 0
-    for other in admitted:
-        other.passed += 1
-    return [other for other in admitted if advance(other)]
+    with _lock:
+        gates, passed = record.gates, record.passed
+        record.gates, record.passed = (), -1
+        if passed < 0:
+            return []
+        admitted = [other for gate in gates[:passed] for other in gate.leave(record)]
+        if passed < len(gates):
+            admitted += gates[passed].skip(record)
+        for other in admitted:
+            other.passed += 1
+        return [other for other in admitted if _advance(other)]

@@ -130,9 +130,8 @@ class Job:
     ) -> Self:
         """Wait until all tasks have ended. progress=True shows a live line in a terminal or notebook."""
         limit = timeout_seconds(timeout)
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if not tasks:
-            self._last()
             return self
         if progress if progress is not None else self._workflow is not None and self._workflow.progress:
             from wfl.progress import show
@@ -246,9 +245,8 @@ class Job:
         """Call `f(task)` for every task and array element in threads, each after its end; else as `for_each`."""
         from concurrent.futures import ThreadPoolExecutor
 
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if not tasks:
-            self._last()
             return self
 
         def call(task: Task) -> Exception | None:
@@ -280,11 +278,9 @@ class Job:
     ) -> Self:
         """Wait for all tasks and retry every failed one and every failed array element, in parallel; see `retry`."""
         check = _check_retry(times, backoff, when)
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if tasks:
             self._retry(tasks, *check)
-        else:
-            self._last()
         return self
 
     # -- control --
@@ -313,9 +309,8 @@ class Job:
     def kill_all(self, grace: float | timedelta | None = None) -> Self:
         """End all tasks that have not ended, in bulk."""
         timeout_seconds(grace, "grace")
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if not tasks:
-            self._last()
             return self
         everything = TaskArray(self._session(), "", JobTemplate(), tasks)
         self._try(lambda: everything.terminate(grace))
@@ -323,9 +318,8 @@ class Job:
 
     def reap_all(self) -> Self:
         """Remove what the system keeps of all tasks, output included; one that has not ended is an error."""
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if not tasks:
-            self._last()
             return self
         self._try(lambda: self._session().reap(tasks))
         return self
@@ -402,7 +396,7 @@ class Job:
 
     def infos(self) -> list[JobInfo]:
         """What is known now of every task and array element, in order of submission."""
-        return [task.info() for task in leaves(self._tasks)]
+        return [task.info() for task in self._leaves()]
 
     def exit_status(self) -> int | None:
         """Wait for the last task, then its exit status (an array: the first that is not 0); None if it never ran."""
@@ -429,7 +423,7 @@ class Job:
 
     def any_failed(self) -> bool:
         """Whether a task or array element has FAILED by now."""
-        return any(task.state is JobState.FAILED for task in leaves(self._tasks))
+        return any([task.state is JobState.FAILED for task in self._leaves()])  # noqa: C419 - looks at all of them
 
     def has_any_failed(self) -> bool:
         """Wait for all, then whether any FAILED."""
@@ -437,7 +431,7 @@ class Job:
 
     def failed(self) -> list[Task]:
         """Wait for all, then the tasks and array elements that FAILED."""
-        tasks = leaves(self._tasks)
+        tasks = self._leaves()
         if tasks:
             self._try(lambda: self._session().wait(tasks))
         return [task for task in tasks if task.state is JobState.FAILED]
@@ -509,6 +503,12 @@ class Job:
             self._keep(InvalidStateError("this Job has no task yet: run something first"))
         return None
 
+    def _leaves(self) -> list[Task]:
+        """All tasks and array elements; none at all is an error of the Job."""
+        if not self._tasks:
+            self._last()
+        return leaves(self._tasks)
+
     def _react(self, f: Callable[[Any], object], wanted: JobState | None = None) -> Self:
         """Wait for the last task; call `f` if it ended in the wanted state (None: in any)."""
         task = self._last()
@@ -519,7 +519,9 @@ class Job:
         except WflError as error:
             self._keep(error)
             return self
-        if wanted is None or task.state is wanted:
+        if wanted is JobState.FAILED:
+            _look(task)  # somebody cares; a condition on success alone would hide the failure
+        if wanted is None or _state(task) is wanted:
             f(task)
         return self
 
@@ -542,10 +544,7 @@ class Job:
         return "\n".join(part for part in parts if part)
 
     def _ended_one_by_one(self) -> Iterator[Task]:
-        tasks = leaves(self._tasks)
-        if not tasks:
-            self._last()
-        for task in tasks:
+        for task in self._leaves():
             self._try(task.wait_terminated)
             yield task
 
@@ -585,6 +584,18 @@ class Job:
     def _tell(self) -> None:
         while self._untold and self._workflow is not None:
             self._workflow.unseen.discard(self._untold.pop())
+
+
+def _look(task: Task | TaskArray) -> None:
+    """Read the state as a user does, so that a failure is known to be noticed."""
+    for leaf in leaves([task]):
+        leaf.state  # noqa: B018 - reading is the point
+
+
+def _state(task: Task | TaskArray) -> JobState:
+    """The state, without noticing a failure."""
+    states = [leaf._record.state for leaf in leaves([task])]
+    return JobState.FAILED if JobState.FAILED in states else states[-1]
 
 
 def make_template(command: Command, arguments: Sequence[str], fields: Any) -> JobTemplate:

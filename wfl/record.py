@@ -51,7 +51,7 @@ class Record:
         self.final: JobInfo | None = None  # an end that was seen, with its exit status still to be collected
         self.why: tuple[str, str] | None = None  # sub state and words, where the session itself ends the job
         self.gates: tuple[Gate, ...] = ()
-        self.passed = 0
+        self.passed = -1  # gates; below 0: not in line
         self.slots = template.min_slots or 1
         self.submitted = time.time()
         self.unseen = False

@@ -186,6 +186,8 @@ class JobSession:
         merged = template.merged_with(self.context.default_template)
         number = self.context.next_task_number
         same = not has_placeholders(merged)
+        if len(indexes) > 1:
+            _check_output(merged)
         records = [
             Record(
                 self,
@@ -267,7 +269,7 @@ class JobSession:
         """Go through hold, start time and gates; True if nothing is in the way."""
         template = record.template
         if template.deadline_time is not None:
-            self.clock.after(_until(template.deadline_time), lambda: self._deadline(record))
+            self._end_by(record, template.deadline_time)
         if template.submit_as_hold and not self._has(Capability.HOLD):
             record.state = JobState.QUEUED_HELD
             return False
@@ -289,7 +291,7 @@ class JobSession:
         with self._lock:
             if self._closed is not None:
                 return  # what waits is taken over by the next program, or ended by close()
-            records = [record for record in records if record.phase == HERE]
+            records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
             self._submitting += 1
@@ -373,8 +375,12 @@ class JobSession:
 
     def _unknown(self, records: Sequence[Record], error: DrmCommunicationError, wait: float = 0.05) -> None:
         """Nobody can say whether these were accepted: ask by key until somebody can, and submit nothing again."""
-        for record in records:
-            record.state = JobState.UNDETERMINED
+        with self._lock:
+            records = [record for record in records if record.phase == SUBMITTING]  # others were heard of meanwhile
+            for record in records:
+                record.state = record.state if record.state.started else JobState.UNDETERMINED
+        if not records:
+            return
         log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
 
         def settle() -> None:
@@ -456,7 +462,8 @@ class JobSession:
         self._unended -= 1
         if record.error is None and record.info is not None and record.info.sub_state == "launch_failure":
             record.error = DeniedByDrmsError(record.info.annotation or "it could not be started")
-        if record.state is JobState.FAILED and self._closed is None:  # closing tells of those it ends
+        expected = self._closed is not None or (record.why is not None and record.why[0] == "cancelled")
+        if record.state is JobState.FAILED and not expected:
             record.unseen = True
             self.unseen.add(record, lambda: _describe(record))
         waiters, record.waiters = record.waiters, None
@@ -469,9 +476,11 @@ class JobSession:
         for record in records:
             if record.gates:
                 ready += leave_all(record)
-            callbacks, record.callbacks = record.callbacks, None
-            for callback in callbacks or ():
-                self._callbacks.submit(callback)
+            if record.callbacks is not None:
+                with self._lock:
+                    callbacks, record.callbacks = record.callbacks, None
+                for callback in callbacks:
+                    self._callbacks.submit(callback)
         for session in {record.session for record in ready}:
             session._move_up([record for record in ready if record.session is session])
 
@@ -485,20 +494,22 @@ class JobSession:
         if record.waiters:
             record.waiters = [waiter for waiter in record.waiters if not waiter.started]
 
-    def _end_here(self, records: Sequence[Record], sub_state: Any, words: str) -> None:
-        """End records that the system never had."""
-        now = datetime.now(UTC)
-        self.observe_own(
-            [(record, ended(record.id, sub_state=sub_state, annotation=words, finish_time=now)) for record in records]
-        )
+    def _end_here(
+        self, records: Sequence[Record], sub_state: Any, words: str, *, only: int | None = None
+    ) -> set[Record]:
+        """End records that the system never had (of these, `only` those in that phase); those that have ended now."""
+        more = {"sub_state": sub_state, "annotation": words, "finish_time": datetime.now(UTC)}
+        return self.observe_own([(record, ended(record.id, **more)) for record in records], only=only)
 
-    def observe_own(self, facts: Sequence[tuple[Record, JobInfo]]) -> None:
+    def observe_own(self, facts: Sequence[tuple[Record, JobInfo]], *, only: int | None = None) -> set[Record]:
         """Facts that the session itself establishes, about records that the system may not know."""
         with self._lock:
-            over = [record for record, info in facts if self._merge(record, info)]
+            changed = [r for r, info in facts if (only is None or r.phase == only) and self._merge(r, info)]
         if self.store is not None:
-            self._note(over)
-        self._after_ends([record for record in over if record.state.ended])
+            self._note(changed)
+        over = [record for record in changed if record.state.ended]
+        self._after_ends(over)
+        return set(over)
 
     def _collect_later(self, record: Record, info: JobInfo) -> bool:
         """Seen ended, exit status to come (with the lock held): asked for in bulk, within the documented time."""
@@ -704,7 +715,7 @@ class JobSession:
     def _try_control(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
         self._check_open()
         failures: dict[str, WflError] = {}
-        native: list[str] = []
+        native: list[Record] = []
         here: list[Record] = []
         with self._lock:
             for record in records:
@@ -712,11 +723,11 @@ class JobSession:
                     if action not in _ENDING:
                         failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
                 elif record.phase == ACCEPTED:
-                    native.append(record.id)
+                    native.append(record)
                 elif record.phase == HERE:
                     here.append(record)
                 elif action in _ENDING:
-                    record.why = ("cancelled", "ended while it was being submitted")
+                    record.why = record.why or ("cancelled", "ended while it was being submitted")
                 else:
                     failures[record.id] = InvalidStateError(
                         f"{record.id}: cannot {action.value}: it is being submitted"
@@ -726,11 +737,28 @@ class JobSession:
             failures.update(self._control_native(native, action))
         return failures
 
-    def _control_native(self, ids: list[str], action: Action) -> dict[str, WflError]:
+    def _end_native(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
+        """End jobs on purpose: that they fail then is no surprise, and their sub state is our reason."""
+        given = [record for record in records if record.why is None]
+        for record in given:
+            record.why = ("cancelled", "ended by its own program")
+        failures = self._request_control([record.id for record in records], action)
+        for record in given:
+            if record.id in failures:
+                record.why = None
+        return failures
+
+    def _control_native(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
+        if action in (Action.TERMINATE, Action.KILL):
+            return self._end_native(records, action)
+        ids = [record.id for record in records]
         needed = {Action.SUSPEND: Capability.SUSPEND, Action.RESUME: Capability.SUSPEND}.get(action)
         if needed is not None and not self._has(needed):
             words = f"{self.backend.name} cannot {action.value} a job"
             return {id: UnsupportedOperationError(f"{id}: {words}") for id in ids}
+        return self._request_control(ids, action)
+
+    def _request_control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
         failures: dict[str, WflError] = {}
         self._in_parallel(
             lambda chunk: failures.update(self.backend.control(chunk, action)),
@@ -741,21 +769,27 @@ class JobSession:
         return failures
 
     def _control_here(self, records: list[Record], action: Action) -> dict[str, WflError]:
-        """Control what waits here and is not known to the system."""
+        """Control what waits here and is not known to the system; what has moved on meanwhile is controlled there."""
         if action in _ENDING:
-            self._end_here(records, "cancelled", "ended before it was started")
-            return {}
+            over = self._end_here(records, "cancelled", "ended before it was started", only=HERE)
+            moved_on = [record for record in records if record not in over]
+            return self._try_control(moved_on, action) if moved_on else {}
         failures: dict[str, WflError] = {}
         for record in records:
-            held = record.state is JobState.QUEUED_HELD
-            if action is Action.HOLD and not held:
-                record.state = JobState.QUEUED_HELD
+            with self._lock:
+                here, held = record.phase == HERE, record.state is JobState.QUEUED_HELD
+                if here and action is Action.HOLD:
+                    record.state = JobState.QUEUED_HELD
+                elif here and held and action is Action.RELEASE:
+                    record.state = JobState.QUEUED
+            if not here:
+                failures.update(self._try_control([record], action))
+            elif action is Action.HOLD:
                 self._pass_on(record)
             elif action is Action.RELEASE and held:
-                record.state = JobState.QUEUED
                 if self._proceed(record):
                     self._submit([record], check_store=True)
-            elif action is not Action.HOLD:
+            else:
                 what = "it is not held" if action is Action.RELEASE else "it has not started"
                 failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: {what}")
         self._note(records)
@@ -777,29 +811,42 @@ class JobSession:
     def _kill_rest(self, records: Sequence[Record]) -> None:
         left = [record for record in records if record.phase != ENDED]
         if left and not self._closed:
-            self._try_control(left, Action.KILL)
+            try:
+                self._try_control(left, Action.KILL)
+            except WflError as error:
+                log.warning("%s: killing %d tasks failed, trying again: %s", self.backend.name, len(left), error)
+                self.kill_later([Task(record) for record in left], KILL_GRACE)
 
     def _limit_time(self, record: Record) -> None:
         """Enforce WALLCLOCK_TIME where the system does not (with the lock held)."""
         limits = record.template.resource_limits
         limit = limits.get(WALLCLOCK_TIME) if limits else None
         if limit is not None and not self._has(Capability.WALLCLOCK_LIMIT):
-            words = f"its WALLCLOCK_TIME is {limit} s"
-            self.clock.after(limit, lambda: self._workers.submit(lambda: self._time_is_up(record, words)))
+            began = record.info.dispatch_time if record.info else None
 
-    def _deadline(self, record: Record) -> None:
+            def over() -> None:
+                same = record.info is not None and record.info.dispatch_time == began
+                if same and record.state.started:  # else it was requeued, and has its time once more
+                    self._time_is_up(record, f"its WALLCLOCK_TIME is {limit} s")
+
+            self.clock.after(limit - _passed(record), lambda: self._workers.submit(over))
+
+    def _end_by(self, record: Record, deadline: datetime) -> None:
         """Enforce deadline_time on what waits here, and where the system does not."""
-        if record.phase == HERE:
-            self._workers.submit(lambda: self._end_here([record], "timeout", "its deadline_time came"))
-        elif record.phase != ENDED and not self._has(Capability.DEADLINE):
-            self._workers.submit(lambda: self._time_is_up(record, "its deadline_time came"))
+
+        def over() -> None:
+            words = "its deadline_time came"
+            if not self._end_here([record], "timeout", words, only=HERE) and not self._has(Capability.DEADLINE):
+                self._time_is_up(record, words)
+
+        self.clock.after(_until(deadline), lambda: self._workers.submit(over))
 
     def _time_is_up(self, record: Record, words: str) -> None:
         if record.phase == ENDED or self._closed:
             return
         record.why = ("timeout", words)
+        self.kill_later([Task(record)], KILL_GRACE)
         self._try_control([record], Action.TERMINATE)
-        self.clock.after(KILL_GRACE, lambda: self._workers.submit(lambda: self._kill_rest([record])))
 
     # -- output --
 
@@ -917,6 +964,8 @@ class JobSession:
         record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
         record.id, record.info, record.submitted = row.id, row.info, row.submitted
         record.phase, record.own = row.phase, False
+        if row.info is None and row.phase == HERE and row.template.submit_as_hold:
+            record.state = JobState.QUEUED_HELD
         if row.info is not None:
             record.state = row.info.state
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
@@ -959,9 +1008,7 @@ class JobSession:
             return False
         record.own = True
         record.gates = (self.context.gate,) if self.context.gate else ()
-        held = row.info.state is JobState.QUEUED_HELD if row.info else record.template.submit_as_hold
-        if held:
-            record.state = JobState.QUEUED_HELD
+        if record.state is JobState.QUEUED_HELD:
             return False
         return self._acceptable(record) and self._proceed(record)
 
@@ -1009,6 +1056,7 @@ class JobSession:
             self._executor.shutdown(wait=False)
         if self.store is not None:
             self._flush()
+            self.store.leave(HERE)
             self.store.close()
         with self._lock:
             for record in self._records.values():
@@ -1030,6 +1078,14 @@ class JobSession:
         self._closed = _FORKED
         self._lock = threading.Lock()
         self.backend.abandon()
+
+
+def _check_output(template: JobTemplate) -> None:
+    """Elements of an array that write to one file would overwrite each other."""
+    for name in ("output_path", "error_path"):
+        path = getattr(template, name) or "/dev/null"
+        if not path.startswith("/dev/") and "$DRMAA2_INDEX$" not in path and "{{" not in path:
+            raise InvalidArgumentError(f"{name} is {path!r} for every element of the array: put $DRMAA2_INDEX$ into it")
 
 
 def _enlist(records: Iterable[Record], waiter: Waiter | Collector) -> None:
@@ -1083,6 +1139,14 @@ def _describe(record: Record) -> str:
 
 def _void(_: object) -> None:
     """For lambdas that must not return anything."""
+
+
+def _passed(record: Record) -> float:
+    """Seconds that a job which an earlier program started has run (at most since then: hosts' clocks differ)."""
+    began = record.info.dispatch_time if record.info else None
+    if record.own or began is None:
+        return 0.0
+    return max(0.0, min(-_until(began), -_until(datetime.fromtimestamp(record.submitted, UTC))))
 
 
 def _until(when: datetime) -> float:

@@ -57,7 +57,7 @@ class Store:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.program = program_name("self")
+        self.program = f"{program_name('self')} {os.urandom(4).hex()}"
         self._lock = threading.Lock()
         self._templates: dict[int, tuple[JobTemplate, int]] = {}
         self._connection = _open(path)
@@ -106,6 +106,11 @@ class Store:
         with self._transaction() as connection:
             statement = "update tasks set program = ? where key = ? and program = ?"
             return connection.execute(statement, (self.program, key, program)).rowcount == 1
+
+    def leave(self, phase: int) -> None:
+        """Tasks of this phase belong to no program any more: the next one takes them over."""
+        with self._transaction() as connection:
+            connection.execute("update tasks set program = '' where program = ? and phase = ?", (self.program, phase))
 
     def load(self, session: str) -> Iterator[Row]:
         """All tasks of a session, in order of submission."""
@@ -227,10 +232,12 @@ def program_name(pid: int | str) -> str:
 
 def program_lives(name: str) -> bool:
     """Whether the program of this name still runs; one on another host is taken to."""
-    host, boot, pid, _ = name.split(" ")
+    if not name:
+        return False
+    host, boot, pid, started, _ = name.split(" ")
     if host != socket.gethostname():
         return True
-    return boot == _boot() and _started(pid) != "-" and program_name(pid) == name
+    return boot == _boot() and started != "-" and _started(pid) == started
 
 
 def _boot() -> str:

@@ -165,9 +165,6 @@ class ProcessBackend(Backend):
     def _hand_out(self, template: JobTemplate, order: dict[str, Any], tasks: list[Submission]) -> None:
         links = self._own_links(len(tasks))
         env = self._env if self._inherits(template) else (0, {})
-        array = tasks[0].index is not None
-        if array and len(tasks) > 1:
-            _share_output(order)
         order["add"] = {**(template.job_environment or {}), "JOB_ID": tasks[0].job_id}
         start = next(self._turn)
         for turn, link in enumerate(links):
@@ -412,7 +409,7 @@ class ProcessBackend(Backend):
         wanted = {task.key: task for task in known if task.key not in self._processes}
         if self._directory is None or not self._keep:
             return Answer(infos=infos, gone=[*unsent, *wanted])
-        directories = [place for place in sorted(self._directory.iterdir()) if (place / "journal").exists()]
+        directories = [place for place in sorted(self._directory.iterdir()) if place.is_dir()]
         mine = {link.directory for link in self._links if link.own and not link.closed.is_set()}
         for directory in directories if wanted else ():
             if directory not in mine:
@@ -449,7 +446,8 @@ class ProcessBackend(Backend):
         used = {process.paths.directory for process in self._processes.values()}
         used |= {link.directory for link in self._links}
         for directory in directories:
-            old = time.time() - (directory / "journal").stat().st_mtime > TIDY_AGE
+            journal = directory / "journal"
+            old = time.time() - (journal if journal.exists() else directory).stat().st_mtime > TIDY_AGE
             if old and directory not in used and Link.attach(directory) is None:
                 shutil.rmtree(directory, ignore_errors=True)
 
@@ -501,6 +499,8 @@ class ProcessBackend(Backend):
                 link.closed.wait(10)
                 if link.process is not None:
                     link.process.wait(10)
+        if end and not self._keep and self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)  # a keeper that was killed could not
         if self._watcher is not None and self._watcher is not threading.current_thread():
             self._watcher.join(10)
         self._selector.close()
@@ -524,7 +524,8 @@ class _Journal:
         self.ends: dict[int, list[Any]] = {}
         self._boot: str | None = None
         self._pid = 0
-        for line in (directory / "journal").read_bytes().split(b"\n")[:-1]:
+        journal = directory / "journal"  # none where the program was killed before its keeper came up
+        for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
             self._read(json.loads(line), wanted)
 
     def _read(self, message: list[Any], wanted: Mapping[str, Known]) -> None:
@@ -558,15 +559,6 @@ def _paths(directory: Path, template: JobTemplate) -> _Paths:
     out, err = template.output_path or None, template.error_path or None
     join = bool(template.join_files) or (out is not None and out == err)
     return _Paths(directory, cwd, out, None if join else err, join=join)
-
-
-def _share_output(order: dict[str, Any]) -> None:
-    """Elements of an array that write to one file add to it; it is emptied once, now."""
-    for path in (order["out"], order["err"]):
-        if path is not None and not path.startswith("/dev/"):
-            order["append"] = True
-            with open(os.path.join(order["cwd"], path), "wb"):
-                pass
 
 
 def _pass_descriptors(order: dict[str, Any]) -> list[int]:

@@ -84,7 +84,7 @@ class Order:
     """What tasks started together have in common, and the descriptors they were handed."""
 
     __slots__ = (
-        "add", "append", "argv", "cwd", "env", "err", "fds", "inp", "join", "left", "limits", "nice", "out", "path",
+        "add", "argv", "cwd", "env", "err", "fds", "inp", "join", "left", "limits", "nice", "out", "path",
         "seconds", "stage_in", "stage_out", "until",
     )  # fmt: skip
 
@@ -96,8 +96,7 @@ class Order:
         self.out: str | int | None = spec.get("out")
         self.err: str | int | None = spec.get("err")
         self.join: bool = spec.get("join", False)
-        self.append: bool = spec.get("append", False)
-        self.limits: list[list[int]] = spec.get("limits", [])
+        self.limits: list[list[Any]] = spec.get("limits", [])
         self.nice: int | None = spec.get("nice")
         self.seconds: float | None = spec.get("seconds")
         self.until: float | None = spec.get("until")
@@ -162,8 +161,10 @@ class Connection:
 class Keeper:
     """All tasks of one keeper and the loop that serves them; single-threaded throughout."""
 
-    def __init__(self, owner: socket.socket, program: int, directory: str, *, detach: bool, keep: bool) -> None:
-        self.directory, self.detach, self.keep = directory, detach, keep
+    def __init__(
+        self, owner: socket.socket, program: int, directory: str, *, detach: bool, listener: socket.socket | None
+    ) -> None:
+        self.directory, self.detach, self.keep = directory, detach, listener is not None
         self.selector = selectors.DefaultSelector()
         self.env: dict[bytes, bytes] = {}
         self.tasks: dict[int, Task] = {}
@@ -181,13 +182,16 @@ class Keeper:
         self.emptied: list[int] = []
         self.told_to_end = self.ending = False
         self.kill_at = 0.0
-        self.journal = os.open(f"{directory}/journal", _APPEND | os.O_CLOEXEC, 0o600) if keep else -1
+        self.journal = os.open(f"{directory}/journal", _APPEND | os.O_CLOEXEC, 0o600) if self.keep else -1
         self.connections: list[Connection] = []
         self.owner: Connection | None = Connection(owner)
         self._watch(self.owner)
         self._catch_signals()
         self.program = self._watch_program(program)
-        self.listener = self._listen() if keep else None
+        self.listener = listener
+        if listener is not None:
+            listener.settimeout(0)
+            self.selector.register(listener, selectors.EVENT_READ, self._accept)
         self._note(["keeper", os.getpid(), start_ticks("self"), boot_id()])
         self._say(self.owner, ["hello", os.getpid()])
 
@@ -251,6 +255,9 @@ class Keeper:
         """Notice the program's death even where a stray copy of its socket lives on (a fork in foreign code)."""
         try:
             fd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it died before this process came up
+            fd, other = os.pipe()
+            os.close(other)
         except (AttributeError, OSError):
             return -1
         self.selector.register(fd, selectors.EVENT_READ, self._program_died)
@@ -264,18 +271,8 @@ class Keeper:
                 pass
             self._closed(self.owner)
 
-    def _listen(self) -> socket.socket:
-        """Accept programs that come back; the path goes through a directory descriptor as it may be long."""
-        listener = socket.socket(socket.AF_UNIX)
-        os.chdir(self.directory)
-        listener.bind("socket")
-        os.chdir("/")
-        listener.listen()
-        listener.settimeout(0)
-        self.selector.register(listener, selectors.EVENT_READ, self._accept)
-        return listener
-
     def _accept(self) -> None:
+        """A program came back."""
         if self.listener is None:
             return
         try:
@@ -493,7 +490,7 @@ class Keeper:
             return (os.POSIX_SPAWN_OPEN, fd, f"{self.directory}/{target}", _KEPT, 0o600)
         if isinstance(target, int):
             return (os.POSIX_SPAWN_DUP2, order.fds[target], fd)
-        return (os.POSIX_SPAWN_OPEN, fd, target, _APPEND if order.append else _APPEND | os.O_TRUNC, 0o666)
+        return (os.POSIX_SPAWN_OPEN, fd, target, _APPEND | os.O_TRUNC, 0o666)
 
     # -- kept output --
 
@@ -786,15 +783,15 @@ def fork_exec(order: Order, env: dict[bytes, bytes], actions: list[tuple[Any, ..
         try:
             child_defaults()
             os.setsid()
-            for number, soft, hard in order.limits:
-                resource.setrlimit(number, (soft, hard))
+            for limit in order.limits:
+                set_limit(*limit)
             if order.nice is not None:
                 os.setpriority(os.PRIO_PROCESS, 0, order.nice)
             for action in actions:
                 do_file_action(action)
             os.execve(order.path, order.argv, env)
         except OSError as error:
-            os.write(writer, str(error.errno).encode())
+            os.write(writer, f"{error.errno} {error.strerror}".encode())
         except BaseException as error:  # noqa: BLE001 - the parent raises it
             os.write(writer, f"0 {error}".encode())
         os._exit(127)
@@ -815,6 +812,14 @@ def decode(line: bytearray) -> list[Any] | None:
     except ValueError:
         return None
     return message
+
+
+def set_limit(number: int, soft: int, hard: int, name: str) -> None:
+    """One resource limit; a refusal says which."""
+    try:
+        resource.setrlimit(number, (soft, hard))
+    except (OSError, ValueError) as error:
+        raise OSError(errno.EINVAL, f"resource limit {name} cannot be set to {soft}: {error}") from error
 
 
 def as_bytes(env: dict[str, str]) -> dict[bytes, bytes]:
@@ -996,9 +1001,15 @@ def become_subreaper() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Arguments: the socket's descriptor, the program's pid, the directory, and whether to detach and to keep."""
-    fd, program, directory, detach, keep = arguments
+    """Arguments: the socket's descriptor, the program's pid, the directory, whether to detach, and the descriptor of
+    the socket on which programs that come back are awaited, if records are kept at all.
+    """
+    fd, program, directory, detach, listening = arguments
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the program's mask came along
     become_subreaper()
     sock = socket.socket(fileno=int(fd))
     sock.set_inheritable(False)
-    Keeper(sock, int(program), directory, detach=detach == "1", keep=keep == "1").run()
+    listener = socket.socket(fileno=int(listening)) if listening else None
+    if listener is not None:
+        listener.set_inheritable(False)
+    Keeper(sock, int(program), directory, detach=detach == "1", listener=listener).run()

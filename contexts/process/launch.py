@@ -197,7 +197,7 @@ def _limits(template: JobTemplate) -> dict[str, Any]:
             if soft > highest and os.geteuid() != 0:
                 raise DeniedByDrmsError(f"resource_limits[{name!r}] is {value}, above this host's limit of {highest}")
             hard = hard if os.geteuid() == 0 else min(hard, highest)
-        limits.append([number, soft, hard])
+        limits.append([number, soft, hard, name])
     if limits:
         found["limits"] = limits
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import os
 import socket
@@ -16,7 +18,7 @@ from wfl.contexts.process.launch import child_environment
 from wfl.errors import DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PATIENCE = 10.0
@@ -42,12 +44,20 @@ class Link:
 
     @classmethod
     def start(cls, directory: Path, *, detach: bool, keep: bool) -> Link:
-        """Start a keeper of our own, in an interpreter of its own, and do not wait for it."""
-        directory.mkdir(mode=0o700, parents=True)
-        ours, theirs = socket.socketpair()
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(directory), str(int(detach)), str(int(keep))]
+        """Start a keeper of our own, in an interpreter of its own, and do not wait for it.
+
+        With `keep` its socket for programs that come back is there before it is: they wait for a keeper that is just
+        coming up, and are refused by one that is gone.
+        """
+        ours, theirs = map(_above_standard, socket.socketpair())
+        passed = [theirs]
         try:
-            with theirs, (directory / "log").open("wb") as log:
+            directory.mkdir(mode=0o700, parents=True)
+            if keep:
+                passed.append(_listen(directory))
+            listening = str(passed[1].fileno()) if keep else ""
+            arguments = [str(theirs.fileno()), str(os.getpid()), str(directory), str(int(detach)), listening]
+            with (directory / "log").open("wb") as log:
                 process = subprocess.Popen(
                     _command(arguments),
                     env=_environment(arguments),
@@ -55,27 +65,28 @@ class Link:
                     stdout=log,
                     stderr=log,
                     cwd="/",
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[sock.fileno() for sock in passed],
                     start_new_session=True,
                 )
         except OSError as error:
             ours.close()
             msg = f"cannot start the keeper, the helper process that starts and ends tasks: {error}"
             raise SessionManagementError(msg) from error
+        finally:
+            for sock in passed:
+                sock.close()
         return cls(ours, directory, process)
 
     @classmethod
     def attach(cls, directory: Path) -> Link | None:
         """Connect to a keeper that lives on; None if it does not."""
-        sock = socket.socket(socket.AF_UNIX)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:  # through the descriptor: the path of a socket may have no more than 107 bytes
-            sock.connect(f"/proc/self/fd/{fd}/socket" if sys.platform == "linux" else str(directory / "socket"))
+        sock = _above_standard(socket.socket(socket.AF_UNIX))
+        try:
+            with _short(directory) as place:
+                sock.connect(f"{place}/socket")
         except OSError:
             sock.close()
             return None
-        finally:
-            os.close(fd)
         return cls(sock, directory)
 
     @property
@@ -204,6 +215,33 @@ def _decoded(line: bytearray) -> list[Any]:
 
         message = json.loads(line)
     return message
+
+
+def _above_standard(sock: socket.socket) -> socket.socket:
+    """A program that closed its standard streams would have this under their numbers, which children take over."""
+    if sock.fileno() > 2:  # noqa: PLR2004 - standard error
+        return sock
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def _listen(directory: Path) -> socket.socket:
+    """The socket on which a keeper awaits programs that come back."""
+    listener = _above_standard(socket.socket(socket.AF_UNIX))
+    with _short(directory) as place:
+        listener.bind(f"{place}/socket")
+    listener.listen()
+    return listener
+
+
+@contextlib.contextmanager
+def _short(directory: Path) -> Iterator[str]:
+    """A short name of a directory, through a descriptor: the path of a socket may have no more than 107 bytes."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{fd}" if sys.platform == "linux" else str(directory)
+    finally:
+        os.close(fd)
 
 
 def _command(arguments: list[str]) -> list[str]:
