@@ -56,6 +56,6 @@ binary: $(call has,binary) ## examples/first_chain.py as one file that needs no 
 	    --workpath build/pyinstaller --specpath build/pyinstaller examples/first_chain.py
 
 clean: ## remove everything that the targets above made
-	rm -rf .venv .venv-oldest .venv-newest build dist site bench-results.json
+	rm -rf .venv .venv-oldest .venv-newest build dist site digits-report bench-results.json
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""A program that uses wfl, built as one file."""

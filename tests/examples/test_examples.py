@@ -1,0 +1,197 @@
+"""Every file of examples/ is run, and prints what it promises; none can be forgotten."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MAIN = "digits.py"
+STEPS = {"digits_tasks.py", "digits_report.py"}
+"""Run by the main example."""
+NEEDED = ("sklearn", "matplotlib")
+"""What the main example needs besides wfl."""
+LIMIT_SECONDS = 250
+
+PROMISES = {
+    "first_chain.py": [
+        r"a step failed with exit status 3",
+        r"hello from the first step",
+        r"the second step has trouble",
+        r"the third step runs whatever happened",
+        r"the last step is done",
+    ],
+    "job_array.py": [r"squares: \[1, 4, 9, 16, 25, 36, 49, 64\]", r"their sum: 204"],
+    "matrix.py": [r"24 combinations; the cheapest is x=2 y=-1 z=5 with 5"],
+    "branches.py": [r"job 1: result 1", r"job 2: result 2", r"job 3: result 3", r"both branches have ended"],
+    "retry.py": [
+        r"attempt 1: failed, exit status 1",
+        r"attempt 2: failed, exit status 1",
+        r"attempt 3: done, exit status 0",
+        r"success",
+    ],
+    "streaming.py": [
+        *(rf"after \d+\.\d s: {percent} % done" for percent in (25, 50, 75, 100)),
+        r"exit status 0",
+    ],
+    "template_iterators.py": [
+        r"run 1, rate 0\.5",
+        r"run 2, rate 0\.75",
+        r"RUN 3, RATE 1\.0",
+        r"run 4, rate 1\.25",
+    ],
+    "run_every.py": [r"4 looks at the clock in 1\.5 seconds", *[r"\d+\.\d s after the one before"] * 3],
+    "reattach.py": [
+        r"first program: two jobs are started",
+        r"first program: killed by SIGKILL",
+        r"short: 'I had ended before', done with exit status 0",
+        r"long: 'I went on alone', failed with exit status 5",
+    ],
+    "asyncio_service.py": [
+        r"6 × 7 = 42",
+        r"8 × 9 = 72",
+        r"10 × 11 = 110",
+        r"three jobs of half a second each, side by side: \d+\.\d s",
+    ],
+    "web_application.py": [
+        r"submit: \{'job': 1\}",
+        r"submit: \{'job': 2\}",
+        r"output: \{'output': 'hello web'\}",
+        r"states: \{'1': 'done', '2': '(queued|running)'\}",
+        r"states: \{'1': 'done', '2': 'failed'\}",
+    ],
+    "exclusive_choice.py": [
+        r"inbox with 0 bytes: there is nothing to do",
+        r"inbox with 5 bytes: there is something to do",
+    ],
+    "multi_choice.py": [
+        r"11: 0 of 3 paths:",
+        r"9: 1 of 3 paths: fizz",
+        r"105: 3 of 3 paths: fizz buzz whizz",
+    ],
+    "parallel_split.py": [r"how many: 3", r"in order: apple pear plum"],
+    "synchronization.py": [r"3 parts are being made", r"part 1", r"part 2", r"part 3"],
+    "loop_on_results.py": [
+        *(rf"round {number}: 1\.\d{{12}}" for number in (1, 2, 3, 4, 5)),
+        r"the square root of 2 after 5 rounds: 1\.4142135624",
+    ],
+    "first_of_many.py": [
+        r"the result came from the quick way",
+        r"failed: cancelled",
+        r"failed: exited",
+        r"done: exited",
+    ],
+    "cancel_the_rest.py": [
+        r"element 3 failed \(no input\): the rest is cancelled",
+        r"element 1: failed, cancelled",
+        r"element 2: failed, cancelled",
+        r"element 3: failed, exited",
+        *(rf"element {number}: failed, cancelled" for number in (4, 5, 6)),
+    ],
+}
+"""Each example's output, line by line."""
+
+FOUND = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def run(example: str, directory: Path, *arguments: str) -> str:
+    """Run an example in a directory of its own; it succeeds, warns of nothing, and leaves nothing but its output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WFL_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / example), *arguments],
+        cwd=directory,
+        env=environment | {"TMPDIR": str(directory)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_all_examples_are_known() -> None:
+    """Each file of examples/ has its promises here, and each file named here is there."""
+    assert set(FOUND) == {*PROMISES, *STEPS, MAIN}
+
+
+def test_readme_lists_all_examples() -> None:
+    """The table has one row for each example."""
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| \[(\w+\.py)\]\(\1\) \|", page, re.MULTILINE)) == sorted({*FOUND} - STEPS)
+
+
+@pytest.mark.parametrize("example", FOUND)
+def test_example_opens_with_a_sentence(example: str) -> None:
+    """An example begins by saying in a sentence what it shows."""
+    words = ast.get_docstring(ast.parse((EXAMPLES / example).read_text(encoding="utf-8"))) or ""
+    sentence = words.partition("\n\n")[0]
+    assert len(sentence.split()) > 6
+    assert sentence[-1] in ".?"
+
+
+@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN}))
+def test_example_prints_what_it_promises(example: str, tmp_path: Path) -> None:
+    """An example prints its promised lines and no others, without a warning, and cleans up behind itself."""
+    lines = run(example, tmp_path).splitlines()
+    promised = PROMISES[example]
+    assert len(lines) == len(promised), lines
+    for line, pattern in zip(lines, promised, strict=True):
+        assert re.fullmatch(pattern, line.rstrip()), f"{line!r} is not {pattern!r}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_streaming_is_not_late(tmp_path: Path) -> None:
+    """The streaming example has each line when it is written, not all at the end: the job sleeps between them."""
+    seconds = [float(time) for time in re.findall(r"after (\d+\.\d) s", run("streaming.py", tmp_path))]
+    assert seconds[-1] - seconds[0] > 0.3
+
+
+def test_main_example(tmp_path: Path) -> None:
+    """The search over the digits finds a good model, survives its failures, and leaves a report with a picture."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("WFL_REQUIRE_ALL") != "1":
+        pytest.skip(f"{' and '.join(missing)} not in this environment (the extra `examples` has them)")
+
+    output = run(MAIN, tmp_path, "3")
+
+    assert "1797 handwritten digits: 1347 to train with, 450 to test with" in output
+    assert "9 trainings are on their way" in output
+    assert len(re.findall(r"^train-\w+-\w+-3 took 2 attempts$", output, re.MULTILINE)) == 1
+    assert re.findall(r"^(train-\S+) failed: ValueError: Negative values", output, re.MULTILINE) == [
+        "train-bayes-standard-3"
+    ]
+    assert "best parameters: Support vector machine, penalty C 3" in output
+    accuracy = re.search(r"^test accuracy: +(\d+\.\d)%$", output, re.MULTILINE)
+    assert accuracy
+    assert float(accuracy[1]) > 96
+    report, picture = tmp_path / "digits-report" / "report.md", tmp_path / "digits-report" / "digits.png"
+    assert f"report:          {report}\npicture:         {picture}\n" in output
+    page = report.read_text(encoding="utf-8")
+    assert "(digits.png)" in page
+    assert page.count("\n| ") == 1 + 9  # the head, and a row for each training
+    assert "failed: ValueError: Negative values" in page
+    check_picture(picture)
+
+
+def check_picture(path: Path) -> None:
+    """The picture is large, mostly white, and has many colours: nothing of it is blank."""
+    from matplotlib import image
+
+    pixels = image.imread(path)
+    height, width = pixels.shape[:2]
+    assert height > 900
+    assert width > 1200
+    rows, columns = [slice(0, height // 2), slice(height // 2, None)], [slice(0, width // 2), slice(width // 2, None)]
+    for row in rows:
+        for column in columns:
+            quarter = pixels[row, column, :3].reshape(-1, 3)
+            assert len({tuple(colour) for colour in quarter[::7].tolist()}) > 20
+            assert 0.02 < (quarter.min(axis=1) < 0.9).mean() < 0.98
