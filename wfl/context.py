@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wfl.backend import Backend
     from wfl.threads import Clock
 
-BUILT_IN = {"process": "wfl.contexts.process:ProcessContext"}
+BUILT_IN = {"fake": "wfl.testing:FakeContext", "process": "wfl.contexts.process:ProcessContext"}
 """Contexts that come with wfl; others are found by entry points of the group `wfl.contexts`."""
 
 VARIABLE = "WFL_CONTEXT"
@@ -51,6 +51,8 @@ class Context(ABC):
     ) -> None:
         if default_template is not None and not isinstance(default_template, JobTemplate):
             raise TypeError(f"default_template is {default_template!r}, expected a JobTemplate")
+        if not isinstance(session_name, str):
+            raise TypeError(f"session_name is {session_name!r} ({type(session_name).__name__}), expected str")
         if not session_name or not all(c.isalnum() or c in "._-" for c in session_name) or session_name[0] == ".":
             raise InvalidArgumentError(f"session_name is {session_name!r}: use letters, digits, '.', '_' and '-'")
         self.default_template = default_template or JobTemplate()
@@ -93,8 +95,12 @@ class Context(ABC):
         """The context that WFL_CONTEXT names, such as `slurm` or `process?max_parallel=4`; processes without it."""
         from urllib.parse import parse_qsl
 
-        name, _, query = os.environ.get(VARIABLE, "process").partition("?")
-        settings = dict(parse_qsl(query, strict_parsing=bool(query), keep_blank_values=True))
+        given = os.environ.get(VARIABLE, "process")
+        name, _, query = given.partition("?")
+        try:
+            settings = dict(parse_qsl(query, strict_parsing=bool(query), keep_blank_values=True))
+        except ValueError as error:
+            raise InvalidArgumentError(f"{VARIABLE} is {given!r}, expected NAME?SETTING=VALUE&…: {error}") from error
         return Context.named(name, **{key: _value(text) for key, text in settings.items()})
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import weakref
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -101,16 +102,18 @@ class JobSession:
         self.callback_errors: list[tuple[Task, Exception]] = []
         self._has = self.backend.capabilities.__contains__
         self.store = _open_store(context.store)
-        try:
+        with ExitStack() as undo:
+            if self.store:
+                undo.callback(self.store.close)
             self.backend.open(self.observe, self.store.directory(self.name) if self.store else None)
+            undo.callback(self.backend.close, end=False)
+            undo.callback(self.clock.stop)
             if not self.backend.tells:
                 self._asker = Asker(self)
+                undo.callback(self._asker.stop)
             if self.store:
                 self._come_back(self.store)
-        except BaseException:
-            if self.store:
-                self.store.close()
-            raise
+            undo.pop_all()
         _open_sessions.add(self)
 
     # -- DRMAA2's calls ------------------------------------------------------------------------------------------------
@@ -294,14 +297,22 @@ class JobSession:
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
-            self._submitting += 1
         try:
             if check_store and self.store is not None and records:
                 self.store.phase(records, SUBMITTING)
             size = self.backend.limits.submissions if submit is None else None
-            self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
+            with self._expecting():
+                self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
         except WflError as error:
             self._refuse(records, error)
+
+    @contextmanager
+    def _expecting(self) -> Iterator[None]:
+        """Meanwhile ids become known: what is told of unknown ones before that is kept for them."""
+        with self._lock:
+            self._submitting += 1
+        try:
+            yield
         finally:
             with self._lock:
                 self._submitting -= 1
@@ -387,21 +398,22 @@ class JobSession:
             if self._closed:
                 return
             try:
-                answer = self.backend.find([Known(r.key, None, r.template) for r in records])
-            except WflError as again:
-                self._unknown(records, DrmCommunicationError(str(again)), min(wait * 2, 5.0))
-                return
-            found = {info.extensions.get("key", info.id): info for info in answer.infos}
-            gone = set(answer.gone)
-            here = [record for record in records if record.key in found]
-            self._accept(here, [found[record.key].id for record in here])
-            self.observe(answer.infos)
-            self._refuse([r for r in records if r.key in gone], DrmCommunicationError(f"it was never started: {error}"))
-            left = [r for r in records if r.key not in found and r.key not in gone]
-            if left:
-                self._unknown(left, error, min(wait * 2, 5.0))
+                with self._expecting(), suppress(WflError):
+                    self._settle(records, error)
+            finally:  # what is still unsettled is asked about again
+                self._unknown(records, error, min(wait * 2, 5.0))
 
         self.clock.after(wait, lambda: self._workers.submit(settle))
+
+    def _settle(self, records: Sequence[Record], error: DrmCommunicationError) -> None:
+        answer = self.backend.find([Known(r.key, None, r.template) for r in records])
+        found = {info.extensions.get("key", info.id): info for info in answer.infos}
+        here = [record for record in records if record.key in found]
+        self._accept(here, [found[record.key].id for record in here])
+        self.observe(answer.infos)
+        gone = set(answer.gone)
+        never = [record for record in records if record.key in gone and record.phase == SUBMITTING]
+        self._refuse(never, DrmCommunicationError(f"it was never started: {error}"))
 
     # -- the ledger --
 
@@ -472,15 +484,18 @@ class JobSession:
 
     def _after_ends(self, records: Sequence[Record]) -> None:
         """What follows an end outside of the lock: callbacks, and who moves up in a queue."""
-        ready: list[Record] = []
         for record in records:
-            if record.gates:
-                ready += leave_all(record)
             if record.callbacks is not None:
                 with self._lock:
                     callbacks, record.callbacks = record.callbacks, None
                 for callback in callbacks:
                     self._callbacks.submit(callback)
+        self._give_back(records)
+
+    @staticmethod
+    def _give_back(records: Iterable[Record]) -> None:
+        """These need their slots no more; others, also of other sessions, move up."""
+        ready = [other for record in records if record.gates for other in leave_all(record)]
         for session in {record.session for record in ready}:
             session._move_up([record for record in ready if record.session is session])
 
@@ -937,14 +952,16 @@ class JobSession:
 
     def _come_back(self, store: Store) -> None:
         """Enter stored tasks that the ledger does not have, find them in the system, and go on with what waited."""
+        rows = [row for row in store.load(self.name) if not row.key.startswith(self._key)]
         with self._lock:
             keys = {record.key for record in self._records.values()}
-        new = {record: row for row in store.load(self.name) if row.key not in keys for record in [self._restore(row)]}
-        with self._lock:
+            new = {self._restore(row): row for row in rows if row.key not in keys}
             self._records.update((record.id, record) for record in new)
             self._unended += sum(record.phase != ENDED for record in new)
         self._restore_arrays(new)
         self._take_over(new, store)
+        for record, row in new.items():
+            self._limit_again(record, row)
 
     def _take_over(self, rows: Mapping[Record, Row], store: Store) -> None:
         """Find what the system knows, leave to living programs what is theirs, inherit the queues of dead ones."""
@@ -959,6 +976,14 @@ class JobSession:
         theirs |= faster  # what another program was faster to inherit
         if theirs:
             self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
+
+    def _limit_again(self, record: Record, row: Row) -> None:
+        """The limits that an earlier program enforced hold on."""
+        if record.phase != ENDED and record.template.deadline_time is not None:
+            self._end_by(record, record.template.deadline_time)
+        if record.phase == ACCEPTED and row.info is not None and row.info.state.started:
+            with self._lock:
+                self._limit_time(record)
 
     def _restore(self, row: Row) -> Record:
         record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
@@ -981,14 +1006,25 @@ class JobSession:
             tasks = [Task(member) for member in members]
             self._arrays[job_id] = TaskArray(self, job_id, members[0].template, tasks)
 
-    def _find(self, records: Sequence[Record]) -> None:
-        """Ask the system for these, of which an earlier or another program knew."""
-        by_key = {record.key: record for record in records}
-        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in records]
+    def _find(self, records: Sequence[Record], wait: float = 0.5) -> None:
+        """Ask the system for these, of which an earlier or another program knew, until it answers."""
+        if not records or self._closed:
+            return
+        try:
+            with self._expecting():
+                self._look_for({record.key: record for record in records})
+        except DrmCommunicationError as error:
+            log.warning("%s: looking for %d jobs failed, trying again: %s", self.backend.name, len(records), error)
+            again = lambda: self._find(records, min(wait * 2, 5.0))  # noqa: E731 - for the worker's eyes only
+            self.clock.after(wait, lambda: self._workers.submit(again))
+        self._hurry()
+
+    def _look_for(self, by_key: Mapping[str, Record]) -> None:
+        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
         answer = self.backend.find(known)
         for info in answer.infos:
             record = by_key.get(info.extensions.get("key", info.id))
-            if record is not None and record.phase == SUBMITTING:
+            if record is not None and (record.phase == SUBMITTING or record.id != info.id):
                 self._accept([record], [info.id])
         self.observe(answer.infos)
         gone = [by_key[key] for key in answer.gone if by_key[key].phase != ENDED]
@@ -1048,7 +1084,14 @@ class JobSession:
             self._end_here([r for r in left if r.phase == HERE], "cancelled", "ended when its session was closed")
         if self._asker is not None:
             self._asker.stop()
-        self.backend.close(end=not detached)
+        try:
+            self.backend.close(end=not detached)
+        except WflError as error:
+            log.error("%s: closing failed, what still runs may live on: %s", self.backend.name, error)
+        if detached:
+            self._give_back(left)
+        else:
+            self._end_here(left, "cancelled", "ended when its session was closed")
         self._callbacks.drain(CALLBACK_PATIENCE)
         self.clock.stop()
         self._workers.stop()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from wfl.record import Record
 
 VERSION = 1
+IDENTITY = 0x77666C73
+"""SQLite's application_id, by which a store is told from other databases: "wfls"."""
 REMEMBERED = 64
 """Templates whose number is known without a look: those of one burst of submissions."""
 PATIENCE = 5.0
@@ -59,7 +61,7 @@ class Store:
         self.path = path
         self.program = f"{program_name('self')} {os.urandom(4).hex()}"
         self._lock = threading.Lock()
-        self._templates: dict[int, tuple[JobTemplate, int]] = {}
+        self._templates: dict[JobTemplate, int] = {}
         self._connection = _open(path)
 
     def directory(self, session: str) -> Path:
@@ -87,8 +89,8 @@ class Store:
 
     def update(self, records: Iterable[Record]) -> None:
         """Write down where these are now."""
-        rows = [(r.phase, r.id, r.session.info(r).to_json(), r.key) for r in records]
-        with self._transaction() as connection:
+        with self._transaction() as connection:  # as they are now, not as they were before others' writes
+            rows = [(r.phase, r.id, r.session.info(r).to_json(), r.key) for r in records]
             connection.executemany("update tasks set phase = ?, id = ?, info = ? where key = ?", rows)
 
     def phase(self, records: Iterable[Record], phase: int) -> None:
@@ -115,11 +117,14 @@ class Store:
     def load(self, session: str) -> Iterator[Row]:
         """All tasks of a session, in order of submission."""
         with self._lock:
-            rows = self._connection.execute(
-                "select key, job_id, task_index, json, program, detach, phase, id, submitted, info from tasks"
-                " join templates on templates.number = template where session = ? order by tasks.number",
-                (session,),
-            ).fetchall()
+            try:
+                rows = self._connection.execute(
+                    "select key, job_id, task_index, json, program, detach, phase, id, submitted, info from tasks"
+                    " join templates on templates.number = template where session = ? order by tasks.number",
+                    (session,),
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise _trouble(self.path, error) from error
         templates: dict[str, JobTemplate] = {}
         for key, job_id, index, json, program, detach, phase, id_, submitted, info in rows:
             template = templates.get(json) or templates.setdefault(json, JobTemplate.from_json(json))
@@ -132,13 +137,13 @@ class Store:
             self._connection.close()
 
     def _template(self, connection: sqlite3.Connection, template: JobTemplate) -> int:
-        known = self._templates.get(id(template))
-        if known is None:
-            number = connection.execute("insert into templates (json) values (?)", (template.to_json(),)).lastrowid
+        number = self._templates.get(template)
+        if number is None:
+            number = connection.execute("insert into templates (json) values (?)", (template.to_json(),)).lastrowid or 0
             if len(self._templates) > REMEMBERED:
                 self._templates.clear()
-            known = self._templates[id(template)] = (template, number or 0)
-        return known[1]
+            self._templates[template] = number
+        return number
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self)
@@ -161,15 +166,24 @@ class _Transaction:
         return connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        connection = self._store._connection
+        problem = error
         try:
-            connection.execute("commit" if error is None else "rollback")
-        except sqlite3.Error as problem:
-            raise _trouble(self._store.path, problem) from problem
+            if problem is None:
+                problem = self._try("commit")
+            if problem is not None:
+                self._try("rollback")  # a full disk has done it already
+                self._store._templates.clear()  # those of this write are not in the file
         finally:
             self._store._lock.release()
-        if isinstance(error, sqlite3.Error):
-            raise _trouble(self._store.path, error) from error
+        if isinstance(problem, sqlite3.Error):
+            raise _trouble(self._store.path, problem) from problem
+
+    def _try(self, statement: str) -> sqlite3.Error | None:
+        try:
+            self._store._connection.execute(statement)
+        except sqlite3.Error as error:
+            return error
+        return None
 
 
 def _open(path: str) -> sqlite3.Connection:
@@ -191,26 +205,36 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    _check(connection, path)  # first, so that nothing of what is not ours is changed
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = normal")
     connection.execute("begin immediate")
-    version = connection.execute("pragma user_version").fetchone()[0]
-    if version == 0:
-        if connection.execute("select count(*) from sqlite_master").fetchone()[0]:
-            connection.execute("rollback")
-            raise SessionManagementError(f"store {path}: this is a database of something else; name another file")
+    if _number(connection, "pragma user_version") == 0:  # another program may have been faster
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
+        connection.execute(f"pragma application_id = {IDENTITY}")
         connection.execute(f"pragma user_version = {VERSION}")
-    elif version > VERSION:
-        connection.execute("rollback")
-        msg = f"store {path}: written by a newer wfl (store version {version}, this one reads {VERSION}); update wfl"
-        raise SessionManagementError(msg)
     connection.execute("update tasks set phase = phase where number = -1")  # a read-only file is noticed here
     connection.execute("commit")
     damage = connection.execute("pragma quick_check(1)").fetchone()[0]
     if damage != "ok":
         raise SessionManagementError(f"store {path}: the file is damaged ({damage}); restore it or name another")
+
+
+def _check(connection: sqlite3.Connection, path: str) -> None:
+    if not _number(connection, "select count(*) from sqlite_master"):
+        return
+    if _number(connection, "pragma application_id") != IDENTITY:
+        raise SessionManagementError(f"store {path}: this is a database of something else; name another file")
+    version = _number(connection, "pragma user_version")
+    if version > VERSION:
+        msg = f"store {path}: written by a newer wfl (store version {version}, this one reads {VERSION}); update wfl"
+        raise SessionManagementError(msg)
+
+
+def _number(connection: sqlite3.Connection, statement: str) -> int:
+    (number,) = connection.execute(statement).fetchone()
+    return int(number)
 
 
 def _trouble(path: str, error: sqlite3.Error) -> SessionManagementError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -10,6 +11,7 @@ import selectors
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -19,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.process import keeper, launch
-from wfl.contexts.process.link import Link
+from wfl.contexts.process.link import PATIENCE, Link
 from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, JobTemplate, fact
 from wfl.errors import (
     DrmCommunicationError,
     InvalidArgumentError,
     InvalidSessionError,
     InvalidStateError,
+    SessionManagementError,
     UnsupportedOperationError,
     WflError,
 )
@@ -108,6 +111,7 @@ class ProcessBackend(Backend):
         self._processes: dict[str, _Process] = {}
         self._selector = selectors.DefaultSelector()
         self._watcher: threading.Thread | None = None
+        self._bell: tuple[socket.socket, socket.socket] | None = None
         self._env: tuple[int, dict[str, str]] = (0, {})
         self._raw_env: dict[bytes, bytes] | None = None
         self._closed = self._tidied = False
@@ -206,14 +210,23 @@ class ProcessBackend(Backend):
             if count > BUSY // 4 or (own and min(len(self._tasks[link]) for link in own) >= BUSY):
                 wanted = KEEPERS if count > BUSY // 4 else len(own) + 1
             while len(own) < min(wanted, KEEPERS):
-                own.append(self._start_keeper())
+                try:
+                    own.append(self._start_keeper())
+                except SessionManagementError:
+                    if not own:
+                        raise
+                    break  # the system gives no more for now: those that are there do it all
             if count > 1:
                 return own
             return [min(own, key=lambda link: len(self._tasks[link]))]
 
     def _start_keeper(self) -> Link:
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="wfl-"))
+            try:
+                self._directory = Path(tempfile.mkdtemp(prefix="wfl-"))
+            except OSError as error:
+                msg = f"cannot make a directory for output in {tempfile.gettempdir()} (see TMPDIR): {error.strerror}"
+                raise SessionManagementError(msg) from error
         name = f"{os.getpid()}-{os.urandom(4).hex()}-{next(self._names)}"
         link = Link.start(self._directory / name, detach=self._detach, keep=self._keep)
         self._follow(link)
@@ -224,11 +237,16 @@ class ProcessBackend(Backend):
         self._tasks[link] = {}
         self._links.append(link)
         self._selector.register(link.sock, selectors.EVENT_READ, lambda: self._hear(link))
-        if self._watcher is None:
-            self._watcher = threading.Thread(target=self._watch, name="wfl-process", daemon=True)
-            self._watcher.start()
+        self._start_watcher()
 
     # -- what keepers tell --
+
+    def _start_watcher(self) -> None:
+        if self._watcher is None:
+            bell = self._bell = socket.socketpair()
+            self._selector.register(bell[0], selectors.EVENT_READ, lambda: bell[0].recv(1))
+            self._watcher = threading.Thread(target=self._watch, name="wfl-process", daemon=True)
+            self._watcher.start()
 
     def _watch(self) -> None:
         """The watcher: survives everything but the end of the session."""
@@ -251,6 +269,9 @@ class ProcessBackend(Backend):
             return
         self._selector.unregister(link.sock)
         link.sock.close()
+        if link.process is not None and not link.goodbye:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                link.process.wait(1)  # it is on its way out
         if tasks and not link.goodbye:
             self._bereaved(link)
 
@@ -390,6 +411,7 @@ class ProcessBackend(Backend):
                 pass
             else:
                 self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._orphan_ended(process, pidfd, words))
+                self._start_watcher()
                 return JobInfo(id=process.id, state=JobState.RUNNING)
         return self._lost(process, words)
 
@@ -492,18 +514,33 @@ class ProcessBackend(Backend):
         with self._lock:
             self._closed = True
             links = list(self._links)
+        if self._bell is not None:
+            self._bell[1].send(b"!")  # wakes a watcher that has nobody left to listen to
         for link in links:
             link.bye(end=end)
         for link in links:
-            if link.own and end:
-                link.closed.wait(10)
-                if link.process is not None:
-                    link.process.wait(10)
+            if end:
+                self._see_out(link)
         if end and not self._keep and self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)  # a keeper that was killed could not
         if self._watcher is not None and self._watcher is not threading.current_thread():
-            self._watcher.join(10)
+            self._watcher.join(PATIENCE)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, int):
+                os.close(key.fileobj)  # the pidfd of a process without a keeper
+        for end_of_bell in self._bell or ():
+            end_of_bell.close()
         self._selector.close()
+
+    def _see_out(self, link: Link) -> None:
+        """Wait for the end of a keeper of our own; one that does not end is killed, and its tasks with it."""
+        if link.process is None:
+            return
+        if not link.closed.wait(PATIENCE):
+            log.error("process: a keeper did not end its tasks within %g s; it is killed, and they are", PATIENCE)
+            link.process.kill()
+            _kill_marked({process.id for process in list(self._tasks[link].values())})
+        link.process.wait()
 
     def abandon(self) -> None:
         """In a forked child: the socket must close with the program that owns it."""

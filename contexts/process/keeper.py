@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 
 TYPE_CHECKING = False
@@ -54,6 +55,7 @@ SIGNALS = {
 ENDING = ("terminate", "kill")
 DEFAULTS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 TRY_LATER = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
 parse = json.JSONDecoder().decode
@@ -288,7 +290,10 @@ class Keeper:
             self._closed(connection)
             return False
         for message in messages:
-            getattr(self, f"do_{message[0]}")(connection, *message[1:])
+            try:
+                getattr(self, f"do_{message[0]}")(connection, *message[1:])
+            except Exception:  # noqa: BLE001 - an odd message (another version's?) must not end everybody's tasks
+                traceback.print_exc()
         return bool(messages)
 
     def _closed(self, connection: Connection) -> None:
@@ -335,6 +340,8 @@ class Keeper:
             self.pending.append(task)
             if order.until:
                 heapq.heappush(self.clocks, (order.until, n, "deadline"))
+        if self.ending:
+            self._empty_queue("the keeper it was given to was just being ended")
 
     def do_control(self, connection: Connection, request: int, action: str, numbers: list[int]) -> None:
         """Signal whole process trees; answers with the failures, a text for each number."""
@@ -415,22 +422,27 @@ class Keeper:
         return bool(task.pid)
 
     def _begin(self, task: Task) -> None:
-        if task.order.stage_in and task.result is None:
-            if self.stagers >= STAGERS:
-                self.pending.append(task)
-                self._rest()
-                return
-            self._stage(task, task.order.stage_in)
+        staging = task.order.stage_in and task.result is None
+        if staging and self.stagers >= STAGERS:
+            self.pending.append(task)
+            self._rest()
             return
         try:
-            self._spawn(task)
+            if staging:
+                self._stage(task, task.order.stage_in)
+            else:
+                self._spawn(task)
         except OSError as error:
             self._give_back(task)
-            if error.errno in TRY_LATER and self.by_pid:
-                self.pending.appendleft(task)
+            if error.errno == errno.EAGAIN or (error.errno in TRY_LATER and self.by_pid):
+                self.pending.appendleft(task)  # with EAGAIN all that runs may be another keeper's
                 self._rest()
                 return
-            self._finish_unstarted(task, "launch_failure", explain(task, error))
+            full = self._full_disk(task) if error.errno in NO_SPACE else None
+            self._finish_unstarted(task, "launch_failure", full or explain(task, error))
+        except ValueError as error:
+            self._give_back(task)
+            self._finish_unstarted(task, "launch_failure", f"cannot start {task.order.path}: {error}")
 
     def _rest(self) -> None:
         """The system gives no more for now: start nothing until something ends, or for a moment."""
@@ -558,7 +570,10 @@ class Keeper:
         task.result = (code, usage.ru_utime + usage.ru_stime, peak_kib(usage))
         if task.order.stage_out and code == 0:
             task.pid = 0
-            self._stage(task, task.order.stage_out)
+            try:
+                self._stage(task, task.order.stage_out)
+            except OSError as error:
+                self._staged(task, 1, f"its files could not be copied: {error.strerror}")
             return
         self._finish(task)
 
@@ -603,20 +618,20 @@ class Keeper:
 
     def _stage(self, task: Task, files: dict[str, str]) -> None:
         """Copy files in a child of its own, so that a large copy delays nobody."""
-        self.stagers += 1
         pid = os.fork()
         if pid == 0:
             child_defaults()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             os._exit(copy(files, task.order.cwd, f"{self.directory}/{task.n}.stage"))
+        self.stagers += 1
         task.stager = pid
         self.by_pid[pid] = task
 
-    def _staged(self, task: Task, code: int) -> None:
+    def _staged(self, task: Task, code: int, words: str | None = None) -> None:
         task.stager = 0
         note = f"{self.directory}/{task.n}.stage"
-        words = None
         if code:
-            words = read_text(note) or f"copying its files ended with {code}"
+            words = words or read_text(note) or f"copying its files ended with {code}"
         remove(note)
         if task.result is None:  # before the start
             if code:
@@ -697,15 +712,18 @@ class Keeper:
         if self.ending:
             return
         self.ending = True
-        while self.pending:
-            task = self.pending.popleft()
-            if task.n in self.tasks:
-                self._finish_unstarted(task, "cancelled", words)
+        self._empty_queue(words)
         for task in self.tasks.values():
             task.why, task.words = task.why or "cancelled", task.words or words
         self.kill_at = time.monotonic() + TERM_GRACE
         self._signal_all(signal.SIGTERM)
         self._signal_all(signal.SIGCONT)
+
+    def _empty_queue(self, words: str) -> None:
+        while self.pending:
+            task = self.pending.popleft()
+            if task.n in self.tasks:
+                self._finish_unstarted(task, "cancelled", words)
 
     def _end_everything(self) -> None:
         if time.monotonic() >= self.kill_at:
@@ -778,7 +796,12 @@ _KEPT = _APPEND | os.O_TRUNC
 def fork_exec(order: Order, env: dict[bytes, bytes], actions: list[tuple[Any, ...]]) -> int:
     """posix_spawn for what posix_spawn cannot do: resource limits and niceness. Errors arrive through a pipe."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
     if pid == 0:
         try:
             child_defaults()

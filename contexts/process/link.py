@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that a living keeper may take to answer; it answers in microseconds unless the machine is swamped."""
+
+_left: list[int] = []
+"""Keepers that were left to themselves: children of this program, to be waited for when they have ended."""
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
 _decode = msgspec.json.Decoder().decode
@@ -49,6 +53,7 @@ class Link:
         With `keep` its socket for programs that come back is there before it is: they wait for a keeper that is just
         coming up, and are refused by one that is gone.
         """
+        _bury()
         ours, theirs = map(_above_standard, socket.socketpair())
         passed = [theirs]
         try:
@@ -75,6 +80,8 @@ class Link:
         finally:
             for sock in passed:
                 sock.close()
+        seconds, rest = divmod(PATIENCE, 1)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(rest * 1e6)))
         return cls(ours, directory, process)
 
     @classmethod
@@ -159,12 +166,11 @@ class Link:
         """Leave: the keeper ends everything first, or stays until all has ended by itself."""
         self.goodbye = not (self.own and end)  # the keeper lives on: its silence says nothing of its tasks
         if self.own:
-            try:
+            with contextlib.suppress(DrmCommunicationError):
                 self.send(["bye", end])
-            except DrmCommunicationError:
-                return
-            if not end and self.process is not None:
+            if not end and self.process is not None and self.process.poll() is None:
                 self.process.returncode = 0  # lives on by intention: no warning about a child not waited for
+                _left.append(self.process.pid)
         if not (self.own and end):
             self.hang_up()
 
@@ -215,6 +221,17 @@ def _decoded(line: bytearray) -> list[Any]:
 
         message = json.loads(line)
     return message
+
+
+def _bury() -> None:
+    """Wait for those of the keepers left to themselves that have ended, so that no zombie stays."""
+    for pid in list(_left):
+        try:
+            over = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # this is a fork of the program that had it, or children are waited for by nobody
+            over = True
+        if over:
+            _left.remove(pid)
 
 
 def _above_standard(sock: socket.socket) -> socket.socket:

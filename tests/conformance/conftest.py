@@ -1,0 +1,192 @@
+"""What every case is given: a site, workflows that are closed after it, a directory; and the record of the results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from wfl import WflError, Workflow
+from wfl.testing.conformance import ours, results
+from wfl.testing.conformance.programs import Program
+from wfl.testing.conformance.site import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from wfl.testing.conformance.site import Site
+
+HANGING = 240.0
+"""Seconds after which a case is broken off, where pytest-timeout is not there to do it."""
+
+_facts: dict[str, Any] = {}
+"""By name of the site: its backend, opened once, or what went wrong."""
+_recorded = results.Record()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the suite runs, and where results go."""
+    group = parser.getgroup("wfl", "conformance suite of wfl")
+    group.addoption("--wfl-context", metavar="MODULE:NAME", help="a Site, or what makes a Context; default: wfl's own")
+    group.addoption("--wfl-results", metavar="DIR", help="where NAME.json is written (default build/conformance)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the suite's mark known; a site that cannot be loaded is said once, before anything is run."""
+    given: str | None = config.getoption("--wfl-context", default=None)
+    if given:
+        load(given)
+    config.addinivalue_line("markers", "needs(*what): capabilities, traits, fields, commands that the case needs")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every case once per site."""
+    if "site" not in metafunc.fixturenames:
+        return
+    given: str | None = metafunc.config.getoption("--wfl-context", default=None)
+    sites = [load(given)] if given else ours.sites()
+    file = metafunc.module.__name__.rpartition(".")[2]
+    chosen = [site for site in sites if site.files is None or file in site.files]
+    metafunc.parametrize("site", chosen, indirect=True, ids=[site.name for site in chosen])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember how each case ended."""
+    report = yield
+    if isinstance(item, pytest.Function) and "site" in item.fixturenames:
+        chosen: Any = item.callspec.params["site"]
+        _recorded.add(chosen.name, item, report, call.excinfo)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what was run, one file per site."""
+    default = session.config.invocation_params.dir / "build" / "conformance"
+    _recorded.write(Path(session.config.getoption("--wfl-results", default=None) or default))
+
+
+@pytest.fixture(autouse=True)
+def _no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A case that hangs is broken off and named."""
+    if request.config.pluginmanager.hasplugin("timeout") or "site" not in request.fixturenames:
+        yield
+        return
+    limit = request.getfixturevalue("site").seconds(HANGING)
+
+    def hangs(_: int, __: object) -> None:
+        pytest.fail(f"this case hangs: not over after {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    """The place where jobs run; a case that does not apply there is skipped with the reason."""
+    site: Site = request.param
+    function, file = request.node.originalname, request.node.module.__name__.rpartition(".")[2]
+    reason = site.inapplicable.get(function) or site.inapplicable.get(file)
+    if reason is None:
+        needs = [need for mark in request.node.iter_markers("needs") for need in mark.args]
+        backend = _backend(site)
+        reason = next((lack for need in needs if (lack := site.lacks(need, backend))), None)
+    if reason is not None:
+        pytest.skip(f"{results.NOT_APPLICABLE}{reason}")
+    return site
+
+
+def _backend(site: Site) -> Any:
+    """What the site's backend says of itself."""
+    if site.name not in _facts:
+        try:
+            with Workflow(site.open(), raise_errors=True) as flow:
+                assert flow.session is not None
+                _facts[site.name] = flow.session.backend
+        except WflError as error:
+            _facts[site.name] = error
+    found = _facts[site.name]
+    if isinstance(found, WflError):
+        words = f"{site.name} cannot be used here: {found}"
+        if os.environ.get("WFL_REQUIRE_ALL") == "1":
+            pytest.fail(words)
+        pytest.skip(words)
+    return found
+
+
+@pytest.fixture
+def make_flow(site: Site) -> Iterator[Callable[..., Workflow]]:
+    """Opens workflows with given settings of the context; all are ended and closed after the case."""
+    flows: list[Workflow] = []
+
+    def make(*, raise_errors: bool = False, **settings: Any) -> Workflow:
+        flows.append(Workflow(site.open(**settings), raise_errors=raise_errors))
+        return flows[-1]
+
+    yield make
+    for flow in flows:
+        if flow.session is not None and not flow.session.closed:
+            flow.kill_all()
+        flow.close()
+
+
+@pytest.fixture
+def flow(make_flow: Callable[..., Workflow]) -> Workflow:
+    """An open workflow."""
+    made = make_flow()
+    made.raise_for_error()
+    return made
+
+
+@pytest.fixture(scope="module")
+def _opened() -> Iterator[dict[str, Workflow]]:
+    """Workflows that the cases of one file have in common."""
+    flows: dict[str, Workflow] = {}
+    yield flows
+    for flow in flows.values():
+        flow.kill_all().close()
+
+
+@pytest.fixture
+def common(site: Site, _opened: dict[str, Workflow]) -> Workflow:
+    """A workflow for cases that end or kill all that they start and look at nothing else; opening one takes time."""
+    if site.name not in _opened:
+        _opened[site.name] = Workflow(site.open()).raise_for_error()
+    return _opened[site.name]
+
+
+@pytest.fixture
+def shared(site: Site) -> Iterator[Path]:
+    """An empty directory that jobs see under the same path; for cases that need Trait.SHARED."""
+    assert site.shared is not None, "mark the case with needs(Trait.SHARED)"
+    directory = Path(tempfile.mkdtemp(prefix="wfl-conformance-", dir=site.shared))
+    directory.chmod(0o777)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def program(site: Site, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts programs of their own, in which `open_context(**settings)` makes this site's contexts."""
+    started: list[Program] = []
+
+    def start(source: str, *arguments: object) -> Program:
+        assert site.program is not None, "mark the case with needs(Trait.PROGRAMS)"
+        started.append(Program(site, source, tmp_path / f"program-{len(started)}.py", arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.clean()

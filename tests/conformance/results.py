@@ -1,0 +1,136 @@
+"""Results: one JSON file per site, and the table of cases and sites that is made of them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import wfl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pytest
+
+NOT_APPLICABLE = "not applicable: "
+_HEAD = """\
+# Conformance
+
+One suite of cases, written against the public contract alone, is run against every execution system. Each case is one
+behaviour, and its sentence below is the test's own. ✓: passed. –: not applicable there, for the reason given below
+the table. ✗: failed. An empty field: not run.
+
+This page is written by `python -m wfl.testing.conformance --write docs/conformance.md` from the results in
+`build/conformance/`, which every run of the suite leaves there. `python -m wfl.testing.conformance
+--wfl-context package.module:factory` runs the suite against a context of your own.
+"""
+
+
+class Case(NamedTuple):
+    """One test function of the suite."""
+
+    file: str
+    name: str
+    sentence: str
+
+    @property
+    def id(self) -> str:
+        """Its name in result files."""
+        return f"{self.file}::{self.name}"
+
+
+class Record:
+    """How the cases of this run ended; a case with parameters has passed when it passed with all that apply."""
+
+    def __init__(self) -> None:
+        self._sites: dict[str, dict[str, dict[str, str]]] = {}
+        self._broken = False
+
+    def add(self, site: str, item: pytest.Function, report: pytest.TestReport, error: Any) -> None:
+        """One phase of one test."""
+        if report.when == "teardown" and report.passed:
+            return
+        file = item.module.__name__.rpartition(".")[2]
+        cases = self._sites.setdefault(site, {})
+        case = f"{file}::{item.originalname}"
+        before = cases.get(case, {}).get("outcome")
+        if report.failed:
+            cases[case] = {"outcome": "failed"}
+        elif report.skipped:
+            reason = str(getattr(error and error.value, "msg", error and error.value))
+            if reason.startswith(NOT_APPLICABLE) and before is None:
+                cases[case] = {"outcome": "not applicable", "reason": reason.removeprefix(NOT_APPLICABLE)}
+        elif report.when == "call" and before != "failed":
+            cases[case] = {"outcome": "passed"}
+
+    def write(self, directory: Path) -> None:
+        """Add them to what earlier runs have left."""
+        for site, cases in self._sites.items():
+            if not cases:
+                continue
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / f"{site}.json"
+            old = json.loads(path.read_text())["cases"] if path.exists() else {}
+            whole = {"site": site, "wfl": _version(), "cases": dict(sorted({**old, **cases}.items()))}
+            path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def cases() -> Iterator[Case]:
+    """All cases of the suite, as they stand in its files."""
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                sentence = " ".join((ast.get_docstring(node) or node.name).split())
+                yield Case(path.stem, node.name, sentence)
+
+
+def table(directory: Path, first: Sequence[str] = ()) -> str:
+    """The page: cases by sites (these first, in this order), with the reasons of what does not apply."""
+    names = [*first, *sorted({path.stem for path in directory.glob("*.json")} - {*first})]
+    files = {name: directory / f"{name}.json" for name in names}
+    sites = {name: json.loads(path.read_text())["cases"] for name, path in files.items() if path.exists()}
+    everything = list(cases())
+    notes: dict[str, int] = {}
+    lines = [_HEAD, _totals(everything, sites)]
+    for file in dict.fromkeys(case.file for case in everything):
+        lines += [f"\n## {file.removeprefix('test_').replace('_', ' ').capitalize()}\n"]
+        lines += [f"| behaviour | {' | '.join(sites)} |", f"|---|{':-:|' * len(sites)}"]
+        for case in everything:
+            if case.file == file:
+                marks = [_mark(cases.get(case.id), notes) for cases in sites.values()]
+                lines.append(f"| {_escaped(case.sentence)} | {' | '.join(marks)} |")
+    lines += ["\n## Not applicable\n", *(f"{number}. {reason}" for reason, number in notes.items())] if notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _totals(everything: list[Case], sites: dict[str, Any]) -> str:
+    lines = [f"{len(everything)} cases.\n", "| | passed | not applicable | failed |", "|---|--:|--:|--:|"]
+    known = {case.id for case in everything}
+    for site, ends in sites.items():
+        outcomes = [end["outcome"] for case, end in ends.items() if case in known]
+        counts = [outcomes.count(outcome) for outcome in ("passed", "not applicable", "failed")]
+        lines.append(f"| {site} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def _mark(end: dict[str, str] | None, notes: dict[str, int]) -> str:
+    if end is None:
+        return ""
+    if end["outcome"] == "not applicable":
+        return f"– ({notes.setdefault(end['reason'], len(notes) + 1)})"
+    return {"passed": "✓", "failed": "✗"}[end["outcome"]]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("wfl-sdk")
+    except PackageNotFoundError:
+        return f"at {Path(wfl.__file__).parent}"
