@@ -411,11 +411,13 @@ class Job:
 
     def output(self) -> str:
         """Wait for the last task, then its standard output without the last line break (an array: all, in order)."""
-        return self._output("output")
+        task = self._last()
+        return "" if task is None else self._try(task.output) or ""
 
     def error_output(self) -> str:
         """Wait for the last task, then its standard error, as `output`."""
-        return self._output("error_output")
+        task = self._last()
+        return "" if task is None else self._try(task.error_output) or ""
 
     def outputs(self) -> dict[str, str]:
         """Wait for all, then the standard output of every task and array element by id, in order of submission."""
@@ -446,7 +448,7 @@ class Job:
     def stream(self) -> Iterator[str]:
         """Yield the output lines of the last task while it runs (of an array: element by element)."""
         task = self._last()
-        return iter(()) if task is None else _lines(leaves([task]))
+        return iter(()) if task is None else task.stream()
 
     def __repr__(self) -> str:
         tag = f" {self._tag!r}" if self._tag else ""
@@ -533,15 +535,6 @@ class Job:
 
     def _retry(self, tasks: list[Task], times: int, backoff: Backoff, when: Callable[[Task], bool]) -> None:
         self._try(lambda: retry_tasks(tasks, times, backoff, when))
-
-    def _output(self, which: str) -> str:
-        task = self._last()
-        if task is None:
-            return ""
-        if isinstance(task, Task):
-            return self._try(getattr(task, which)) or ""
-        parts = [self._try(getattr(part, which)) for part in task.tasks]
-        return "\n".join(part for part in parts if part)
 
     def _ended_one_by_one(self) -> Iterator[Task]:
         for task in self._leaves():
@@ -654,11 +647,6 @@ def _sub_state_in(names: Collection[str]) -> Callable[[Task], bool]:
     for name in wanted - SUB_STATES:
         raise InvalidArgumentError(f"when: there is no sub state {name!r}:{nearest(name, SUB_STATES)}")
     return lambda task: task.info().sub_state in wanted
-
-
-def _lines(tasks: Sequence[Task]) -> Iterator[str]:
-    for task in tasks:
-        yield from task.stream()
 
 
 def _failure(failed: Sequence[Task]) -> str:

@@ -70,6 +70,19 @@ CALLBACK_PATIENCE = 5.0
 WORKERS = 8
 
 
+_PROVIDED = {
+    Capability.BULK_JOBS_MAXPARALLEL,
+    Capability.CALLBACK,
+    Capability.DEADLINE,
+    Capability.HOLD,
+    Capability.JT_DEADLINE,
+    Capability.MAX_PARALLEL,
+    Capability.START_TIME,
+    Capability.WALLCLOCK_LIMIT,
+}
+"""What the session does for every system that cannot."""
+
+
 class JobSession:
     """A DRMAA2 job session on one execution system.
 
@@ -117,6 +130,10 @@ class JobSession:
         _open_sessions.add(self)
 
     # -- DRMAA2's calls ------------------------------------------------------------------------------------------------
+
+    def supports(self, capability: Capability) -> bool:
+        """Whether this can be done here, by the system itself or by the session in its place."""
+        return capability in _PROVIDED or self._has(capability)
 
     def run_job(self, template: JobTemplate) -> Task:
         """Submit one job. Raises what the system says if it refuses."""
@@ -889,6 +906,7 @@ class JobSession:
     def _follow(self, record: Record, stream: Stream) -> Iterator[str]:
         position, rest, over = [0], b"", False
         waiter = self._register([record])
+        self._hurry()
         while not over:
             over = waiter is None or waiter.sleep(self.clock, FOLLOW)
             if over and self._closed:

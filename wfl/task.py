@@ -5,6 +5,7 @@ They hold nothing but a record of the session's ledger (and, after a retry, thos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, overload
@@ -278,6 +279,25 @@ class TaskArray:
     def wait_terminated(self, timeout: float | timedelta | None = None) -> None:
         """Wait until all have ended. Raises TimeoutError after `timeout` seconds; nothing is cancelled."""
         self.session.wait(self.tasks, timeout_seconds(timeout))
+
+    def add_done_callback(self, f: Callable[[TaskArray], object]) -> None:
+        """Call `f(array)` once all elements have ended, in a thread kept for callbacks."""
+        left = itertools.count(len(self.tasks) - 1, -1)
+        for task in self.tasks:
+            task.add_done_callback(lambda _: f(self) if next(left) == 0 else None)
+
+    def output(self) -> str:
+        """Wait for all, then their standard outputs in order, each ended by a line break but the last."""
+        return "\n".join(text for task in self.tasks if (text := task.output()))
+
+    def error_output(self) -> str:
+        """Wait for all, then their standard errors, as `output`."""
+        return "\n".join(text for task in self.tasks if (text := task.error_output()))
+
+    def stream(self, stream: Literal["stdout", "stderr"] = "stdout") -> Iterator[str]:
+        """Yield the lines of their output, element by element, until all have ended."""
+        for task in self.tasks:
+            yield from task.stream(stream)
 
     def __await__(self) -> Generator[object, None, TaskArray]:
         """Wait for all ends without blocking the event loop."""

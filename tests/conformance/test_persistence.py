@@ -42,8 +42,8 @@ def again(make_flow: MakeFlow, store: Path) -> Callable[[], Workflow]:
 
 
 def until_written(path: Path, *, then: str = "exit 0") -> str:
-    """Line of a job that runs until a file is there."""
-    return f"until [ -e {quoted(path)} ]; do sleep 0.02; done; echo over; {then}"
+    """Line of a job that runs until a file is there (or its directory is not, as the case is over)."""
+    return f"until [ -e {quoted(path)} ] || [ ! -d {quoted(path.parent)} ]; do sleep 0.02; done; echo over; {then}"
 
 
 @needs(Trait.PROGRAMS)

@@ -227,9 +227,7 @@ def forge(journal: Path, change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("lie", ["boot", "ticks", "both"])
-def test_a_stranger_under_the_old_pid_is_left_alone(
-    lie: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_stranger_under_the_old_pid_is_left_alone(lie: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After a reboot, or with the pid used again, a task is lost, and no control call reaches the stranger."""
     caplog.set_level(logging.CRITICAL)
     source = f"""
@@ -309,5 +307,3 @@ def test_half_a_line_in_the_journal_is_no_obstacle(tmp_path: Path) -> None:
     with Workflow(ProcessContext(store=tmp_path / "store", detach=True)) as flow:
         (job,) = flow.jobs()
         assert (job.state, job.output()) == (JobState.DONE, "whole")
-
-

@@ -61,9 +61,7 @@ def room() -> int:
 
 
 @pytest.mark.timeout(400)
-def test_a_large_array_runs_within_1024_descriptors(
-    tmp_path: Path, record_property: pytest.RecordProperty
-) -> None:
+def test_a_large_array_runs_within_1024_descriptors(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
     """20,000 elements in flight at once (fewer here: WFL_FAULTS=100 asks for all); none fails, few threads and files."""
     wanted = WANTED if int(os.environ.get("WFL_FAULTS", "20")) >= 100 else 2_000
     count = min(wanted, room())

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,11 @@ def state(task: Task) -> JobState:
     return task.state
 
 
+def is_running(task: Task) -> bool:
+    """Whether it runs."""
+    return task.state is JobState.RUNNING
+
+
 def why(task: Task) -> str | None:
     """How it ended."""
     return task.info().sub_state
@@ -99,9 +105,33 @@ def in_thread(f: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def each(tasks: Sequence[Task], f: Callable[[Task], object]) -> None:
+    """Do it with each of these."""
+    for task in tasks:
+        f(task)
+
+
 def waiting(task: Task) -> bool:
     """Whether somebody sleeps until it ends."""
     return bool(task._record.waiters)  # noqa: SLF001 - seen nowhere else
+
+
+def put(session: JobSession, call: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put something in the place of a call to the system; it is made of the call itself."""
+    setattr(session.backend, call, make(getattr(session.backend, call)))
+
+
+def watch(session: JobSession, call: str, note: Callable[[Any], object]) -> None:
+    """Note what the system is given with each call of a kind."""
+
+    def make(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noted(given: Any) -> Any:
+            note(given)
+            return f(given)
+
+        return noted
+
+    put(session, call, make)
 
 
 def fact(id: str, state: JobState, **known: Any) -> JobInfo:
@@ -186,11 +216,11 @@ def test_unknown_stays_unknown_while_nobody_answers(open_session: Open) -> None:
     session = open_session(system)
     system.fail("submit", BROKEN, done=True)
     system.fail("find", BROKEN, times=5)
-    silent, find = [Answer(), Answer()], session.backend.find
-    session.backend.find = lambda known: silent.pop() if silent else find(known)  # type: ignore[method-assign]
+    silent = [Answer(), Answer()]
+    put(session, "find", lambda find: lambda known: silent.pop() if silent else find(known))
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
-    assert (len(system.submitted), system.calls["find"]) == (1, 6)
+    task.wait_started()
+    assert (state(task), len(system.submitted), system.calls["find"]) == (JobState.RUNNING, 1, 6)
     assert not silent
 
 
@@ -213,14 +243,16 @@ def test_end_that_is_told_before_the_id_is_known(open_session: Open) -> None:
     """A job may end before its submission is settled; its end is kept until it is known whose it is."""
     system = FakeSystem({"x": FOREVER})
     session = open_session(system)
-    find = session.backend.find
 
-    def find_then_end(known: Any) -> Answer:
-        answer = find(known)
-        system.finish("1", exit_status=9)  # told while the answer is on its way
-        return answer
+    def find_then_end(find: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+        def found(known: Any) -> Answer:
+            answer = find(known)
+            system.finish("1", exit_status=9)  # told while the answer is on its way
+            return answer
 
-    session.backend.find = find_then_end  # type: ignore[method-assign] # at the worst moment
+        return found
+
+    put(session, "find", find_then_end)
     system.fail("submit", BROKEN, done=True)
     task = run(session)
     task.wait_terminated(60)
@@ -252,7 +284,8 @@ def test_end_that_is_told_before_the_answer_is_lost(open_session: Open) -> None:
     assert (state(ended_one), ended_one.info().exit_status) == (JobState.FAILED, 3)
     assert state(running) is JobState.RUNNING
     assert ended_one.error is None
-    until(lambda: system.calls["find"])
+    system.advance(10)
+    assert system.calls["find"] == 1
     system.finish(running)
     assert state(running) is JobState.DONE
 
@@ -311,8 +344,8 @@ def test_submissions_are_cut_into_requests(open_session: Open) -> None:
     """No request holds more jobs than the system takes, and no more requests are on their way than it likes."""
     system = FakeSystem(without=[Capability.NATIVE_ARRAYS], limits=Limits(submissions=10, requests=3))
     session, meter, sizes = open_session(system), Meter(), list[int]()
-    submit = meter.around(session.backend.submit)
-    session.backend.submit = lambda jobs: sizes.append(len(jobs)) or submit(jobs)  # type: ignore[method-assign]
+    put(session, "submit", meter.around)
+    watch(session, "submit", lambda jobs: sizes.append(len(jobs)))
     tasks = run_many(session, 95) + run_array(session, 95)
     assert sorted(sizes) == [5] * 2 + [10] * 18
     assert 1 < meter.most <= 3
@@ -329,7 +362,7 @@ def test_requests_of_many_threads(open_session: Open) -> None:
     """Also when many threads work at once, no more chunks are on their way than the system likes."""
     system = FakeSystem(limits=Limits(submissions=1, requests=2))
     session, meter = open_session(system), Meter()
-    session.backend.submit = meter.around(session.backend.submit)  # type: ignore[method-assign] # counted
+    put(session, "submit", meter.around)
     threads = [in_thread(lambda: run_many(session, 6)) for _ in range(4)]
     for thread in threads:
         thread.join(PATIENCE)
@@ -454,7 +487,7 @@ STORY = [
 
 @given(st.permutations(STORY), st.lists(st.sampled_from(STORY), max_size=4))
 def test_any_order_of_facts(order: list[JobInfo], again: list[JobInfo]) -> None:
-    """However facts come, late, repeated, out of order: the job ends once, with its exit status, and is told of once."""
+    """However facts come, late, repeated, out of order: the job ends once, with its exit status, and one callback."""
     system = FakeSystem(auto=False)
     session = JobSession(FakeContext(system))
     task, called = run(session), list[Task]()
@@ -519,8 +552,7 @@ def asked(**settings: Any) -> FakeSystem:
 
 def answers(session: JobSession, f: Callable[[Answer], Answer]) -> None:
     """Change what the system answers."""
-    ask = session.backend.ask
-    session.backend.ask = lambda ids: f(ask(ids))  # type: ignore[method-assign] # on the way
+    put(session, "ask", lambda ask: lambda ids: f(ask(ids)))
 
 
 def test_gone_after_it_was_seen(open_session: Open) -> None:
@@ -593,7 +625,7 @@ def test_asking_survives_everything(open_session: Open, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_ends_are_collected_in_bulk(open_session: Open, tells: bool) -> None:
+def test_ends_are_collected_in_bulk(open_session: Open, *, tells: bool) -> None:
     """Jobs seen ended are asked for their exit status together, and end with it."""
     system = FakeSystem({"x": Outcome(duration=1, exit_status=4)}, tells=tells, two_steps=True)
     session = open_session(system)
@@ -621,7 +653,7 @@ def test_collecting_has_an_end(open_session: Open, status: int, sub_state: str) 
     limits = Limits(collect=30)
     system = FakeSystem({"x": Outcome(duration=1, exit_status=status)}, two_steps=True, limits=limits)
     session = open_session(system)
-    session.backend.collect = lambda _: ()  # type: ignore[method-assign] # never known
+    put(session, "collect", lambda _: lambda _: ())
     task = run(session)
     task.wait_terminated()
     info = task.info()
@@ -637,14 +669,15 @@ def test_what_was_seen_ended_is_not_lost(open_session: Open) -> None:
     session = open_session(system)
     task, other = run_many(session, 2)
     until(lambda: states([task, other]) == ["running", "running"])
-    system.fail("collect", BROKEN, times=4)
     asked_for: list[Sequence[str]] = []
-    ask = session.backend.ask
-    session.backend.ask = lambda ids: asked_for.append(ids) or ask(ids)  # type: ignore[method-assign] # watched
+    go = threading.Event()
+    watch(session, "ask", asked_for.append)
+    watch(session, "collect", lambda _: go.wait(PATIENCE))
     system.finish(task, exit_status=4)
+    until(lambda: asked_for[-1:] == [[other.id]])
+    go.set()
     task.wait_terminated()
     assert (why(task), task.info().exit_status) == ("exited", 4)
-    assert asked_for[-1] == [other.id]
 
 
 # --- asking -----------------------------------------------------------------------------------------------
@@ -664,14 +697,12 @@ def test_one_question_for_all_jobs(open_session: Open) -> None:
     interval = 0.03
     system = asked(limits=Limits(ask_min=interval, ask_max=interval))
     session, times, sizes = open_session(system), list[float](), set[int]()
-    ask = session.backend.ask
 
-    def watched(ids: Sequence[str]) -> Answer:
+    def note(ids: Sequence[str]) -> None:
         times.append(time.monotonic())
         sizes.add(len(ids))
-        return ask(ids)
 
-    session.backend.ask = watched  # type: ignore[method-assign] # watched
+    watch(session, "ask", note)
     tasks = run_many(session, 500)
     for _ in range(20):
         in_thread(lambda: session.wait(tasks))
@@ -684,8 +715,7 @@ def test_questions_keep_to_the_number_of_ids(open_session: Open) -> None:
     """A question about more jobs than fit in one is asked in parts."""
     system = asked(limits=Limits(ask_min=0.01, ask_max=0.01, ids=10))
     session, sizes = open_session(system), list[int]()
-    ask = session.backend.ask
-    session.backend.ask = lambda ids: sizes.append(len(ids)) or ask(ids)  # type: ignore[method-assign] # watched
+    watch(session, "ask", lambda ids: sizes.append(len(ids)))
     tasks = run_many(session, 25)
     until(lambda: set(states(tasks)) == {"running"})
     assert sizes[:3] == [10, 10, 5]
@@ -697,7 +727,7 @@ def test_the_interval_grows_while_nothing_changes(open_session: Open) -> None:
     session, times = open_session(system), list[float]()
     task = run(session)
     until(lambda: state(task) is JobState.RUNNING)
-    answers(session, lambda answer: times.append(time.monotonic()) or answer)  # type: ignore[func-returns-value]
+    watch(session, "ask", lambda _: times.append(time.monotonic()))
     until(lambda: len(times) > 6)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[1] >= 0.02 * asker.SLOWER
@@ -743,7 +773,7 @@ def test_submitting_hurries_the_asking(open_session: Open, monkeypatch: pytest.M
     session = open_session(asked(limits=Limits(ask_min=0.01, ask_max=3600)))
     for _ in range(3):
         task = run(session)
-        until(lambda task=task: state(task) is JobState.RUNNING)  # type: ignore[misc]
+        until(partial(is_running, task))
 
 
 def test_nobody_is_asked_without_jobs(open_session: Open) -> None:
@@ -773,15 +803,973 @@ def test_waiting_for_an_end(open_session: Open) -> None:
     assert system.now == 3
 
 
-@pytest.mark.parametrize("timeout", [0, 2, timedelta(seconds=2), 2.0])
-def test_a_wait_that_is_too_short(open_session: Open, timeout: float | timedelta) -> None:
-    """After its time a wait is an error that says how many had not ended; nothing is cancelled."""
+@pytest.mark.parametrize(("timeout", "late"), [(0, 3), (2, 2), (timedelta(seconds=3.5), 1)])
+def test_a_wait_that_is_too_short(open_session: Open, timeout: float | timedelta, late: int) -> None:
+    """After its time a wait is an error that says how many had not ended; nothing is cancelled. 0 looks once."""
+    system = FakeSystem()
+    session = open_session(system)
+    array = session.start_array(JobTemplate(remote_command="sleep", args=["$DRMAA2_INDEX$"]), range(1, 6, 2))
+    with pytest.raises(errors.TimeoutError, match=rf"after \S+ s {late} of 3 tasks had not ended; they go on"):
+        array.wait_terminated(timeout)
+    assert states(list(array)) == ["done"] * (3 - late) + ["running"] * late
+    assert system.now == (timeout if isinstance(timeout, int) else 3.5)
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, timedelta(seconds=-1)])
+def test_times_that_cannot_be(open_session: Open, timeout: float) -> None:
+    """A negative time-out, or none at all, is wrong use and raises at once, also for what has ended."""
+    task = run(open_session(FakeSystem()))
+    for wait in (task.wait_terminated, task.wait_started):
+        with pytest.raises(errors.InvalidArgumentError, match="timeout is"):
+            wait(timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, math.inf, 1e300])
+def test_times_without_an_end(open_session: Open, timeout: float | None) -> None:
+    """None, infinity and what is beyond all patience wait until the end."""
+    task = run(open_session(FakeSystem()), "sleep", "1e9".replace("e9", "000000000"))
+    task.wait_terminated(timeout)
+    assert state(task) is JobState.DONE
+
+
+def test_waiting_for_a_start(open_session: Open) -> None:
+    """A wait for the start is over when the job runs, and also when it ends without ever having run."""
+    system = FakeSystem({"x": Outcome(pending=10, duration=10)})
+    session = open_session(system)
+    task, killed = run_many(session, 2)
+    killed.terminate()
+    killed.wait_started()
+    task.wait_started()
+    assert (state(task), system.now) == (JobState.RUNNING, 10)
+    task.wait_started(0)
+    with pytest.raises(errors.TimeoutError, match="1 of 1 tasks had not started"):
+        run(session).wait_started(5)
+
+
+def test_a_wait_that_timed_out_leaves_nothing_behind(open_session: Open) -> None:
+    """Waiters that have gone are not woken later, and hold nothing up."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    task = run(session)
+    for _ in range(3):
+        for wait in (task.wait_terminated, lambda limit: session.wait_any_terminated([task], limit)):
+            with pytest.raises(errors.TimeoutError):
+                wait(1)
+    assert not waiting(task)
+    system.requeue(task)
+    system.finish(task)
+    task.wait_terminated()
+
+
+def test_first_of_thousands(open_session: Open) -> None:
+    """Waiting for any of thousands returns the one that ended, and leaves no waiter at the others."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    tasks = run_array(session, 5000)
+    system.time.after(7, lambda: system.finish(tasks[4321]))
+    assert session.wait_any_terminated(tasks) is tasks[4321]
+    assert not any(waiting(task) for task in tasks)
+    assert session.wait_any_terminated(tasks, timeout=0) is tasks[4321]
+    with pytest.raises(errors.TimeoutError, match="after 3 s none of 4321 tasks had ended"):
+        session.wait_any_terminated(tasks[:4321], 3)
+
+
+def test_first_to_start(open_session: Open) -> None:
+    """The one that started is returned, even if it is requeued the next moment."""
+    system = FakeSystem({"x": Outcome(pending=math.inf)})
+    session = open_session(system)
+    tasks = run_many(session, 3)
+
+    def start_and_requeue() -> None:
+        system.start(tasks[1])
+        system.requeue(tasks[1])
+
+    system.time.after(1, start_and_requeue)
+    assert session.wait_any_started(tasks, 5) is tasks[1]
+    with pytest.raises(errors.InvalidArgumentError, match="there is no task to wait for"):
+        session.wait_any_started([])
+
+
+def test_many_wait_for_one(open_session: Open) -> None:
+    """One end wakes everybody who waits for it, in whichever way."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    task, other = run_many(session, 2)
+    ways: list[Callable[[], object]] = [
+        task.wait_terminated,
+        lambda: session.wait_any_terminated([other, task]),
+        lambda: next(iter(as_completed([task, other]))),
+        lambda: asyncio.run(await_task(task)),
+        lambda: list(task.stream()),
+        task.output,
+    ]
+    threads = [in_thread(way) for way in ways * 5]
+    until(lambda: len(task._record.waiters or ()) == len(threads))  # noqa: SLF001 - seen nowhere else
+    system.finish(task)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_as_completed_gives_each_task_once(open_session: Open) -> None:
+    """Tasks given twice, arrays and ended ones come once each, in the order of their ends."""
     session = open_session(FakeSystem())
-    tasks = [run(session, "sleep", "1"), run(session, "sleep", "3"), run(session, "sleep", "4")]
-    number = 2 if timeout else 3
-    with pytest.raises(errors.TimeoutError, match=f"after {2 if timeout else 0} s {number} of 3 tasks had not ended"):
-        session.wait(tasks, timeout if timeout == 0 else 2.0)
-    assert states(tasks[1:]) == ["running", "running"]
+    over = run(session, "true")
+    array = session.start_array(JobTemplate(remote_command="sleep", args=["$DRMAA2_INDEX$"]), range(3, 1, -1)[::-1])
+    task = run(session, "sleep", "1")
+    assert [one.id for one in as_completed([array, task, over, task, array])] == [
+        over.id, task.id, array[0].id, array[1].id,
+    ]  # fmt: skip
+    assert list(as_completed([])) == []
+
+
+def test_as_completed_in_time(open_session: Open) -> None:
+    """The time-out is that of the whole iteration; what came in time was given."""
+    session = open_session(FakeSystem())
+    tasks = [run(session, "sleep", str(seconds)) for seconds in (1, 2, 30)]
+    completed = iter(as_completed(tasks, timeout=5))
+    assert [next(completed), next(completed)] == tasks[:2]
+    with pytest.raises(errors.TimeoutError, match="after 5 s 1 of 3 tasks had not ended; they go on"):
+        next(completed)
+
+
+def test_awaiting(open_session: Open) -> None:
+    """A task is awaited among others; a time-out of the loop cancels the wait and not the task."""
+    system = FakeSystem()
+    session = open_session(system)
+
+    async def main() -> None:
+        tasks = [run(session, "sleep", str(seconds)) for seconds in (5, 3)]
+        assert await asyncio.gather(*tasks) == tasks
+        endless = run(session, "sleep", "inf")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(await_task(endless), 0.01)
+        assert state(endless) is JobState.RUNNING
+        assert not waiting(endless)
+
+    asyncio.run(main())
+
+
+def test_interrupted_wait(open_session: Open) -> None:
+    """Ctrl-C during a wait leaves the session usable, and no waiter behind."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    task, main = run(session), threading.get_ident()
+
+    def interrupt() -> None:
+        until(lambda: waiting(task))
+        signal.pthread_kill(main, signal.SIGINT)
+
+    for wait in (task.wait_terminated, lambda: session.wait_any_terminated([task]), lambda: list(as_completed([task]))):
+        thread = in_thread(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+        thread.join(PATIENCE)
+        assert not waiting(task)
+    system.finish(task)
+    task.wait_terminated()
+    assert state(run(session, "true")) is JobState.DONE
+
+
+# --- callbacks --------------------------------------------------------------------------------------------
+
+
+def test_callbacks_come_once(open_session: Open) -> None:
+    """Each is called once with its task after the end, at once if it has ended, and never by the system's thread."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    tasks, called, how = run_many(session, 50), list[str](), set[tuple[JobState, str]]()
+
+    def note(task: Task) -> None:
+        called.append(task.id)
+        how.add((task.state, threading.current_thread().name))
+
     for task in tasks:
-        with pytest.raises(errors.TimeoutError) if not task.state.ended else pytest.warns(None) as _:  # type: ignore[call-overload]
-            task.wait_terminated(0)
+        task.add_done_callback(note)
+    for task in tasks:
+        system.finish(task)
+    for task in tasks:
+        task.add_done_callback(note)
+    session.close()
+    assert sorted(called) == sorted([task.id for task in tasks] * 2)
+    assert how == {(JobState.DONE, "wfl-callback")}
+
+
+def test_callback_that_raises(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """What a callback raises is logged with the task's id and kept with the task; the others are called."""
+    session, called = open_session(FakeSystem()), list[Task]()
+    task, error = run(session), ValueError("on purpose")
+
+    def fail(_: Task) -> None:
+        raise error
+
+    for callback in (fail, called.append, fail):
+        task.add_done_callback(callback)
+    session.close()
+    assert called == [task]
+    assert session.callback_errors == [(task, error), (task, error)]
+    assert caplog.text.count(f"a callback of task {task.id} raised") == 2
+    assert "on purpose" in caplog.text
+
+
+def test_callbacks_that_block(open_session: Open) -> None:
+    """Callbacks that do not return delay neither the others nor submissions and ends."""
+    session = open_session(FakeSystem(), max_parallel=2)
+    go, blocked, called = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def block(_: Task) -> None:
+        blocked.release()
+        go.wait(PATIENCE)
+
+    for task in run_many(session, 10):
+        task.add_done_callback(block)
+    for _ in range(10):
+        assert blocked.acquire(timeout=PATIENCE)
+    last = run(session)
+    last.add_done_callback(lambda _: called.set())
+    last.wait_terminated()
+    assert called.wait(PATIENCE)
+    go.set()
+
+
+def test_callbacks_may_use_the_session(open_session: Open) -> None:
+    """No lock is held while they run: they submit, wait, list, reap and add callbacks as anybody else."""
+    system = FakeSystem({"x": 0, "y": Outcome(duration=5, exit_status=3)})
+    session, seen = open_session(system), threading.Event()
+
+    def go_on(task: Task) -> None:
+        follower = run(session, "y")
+        follower.wait_terminated()
+        assert follower.info().exit_status == 3
+        assert len(session.get_jobs()) == 2
+        session.reap([task])
+        follower.add_done_callback(lambda _: seen.set())
+
+    run(session).add_done_callback(go_on)
+    assert seen.wait(PATIENCE)
+    assert not session.callback_errors
+
+
+def test_no_lock_is_held_while_behaviour_is_asked(open_session: Open) -> None:
+    """A backend, too, may be slow or look at the session while it works."""
+    seen: list[int] = []
+    system = FakeSystem(lambda _template, _index: seen.append(len(session.get_jobs())))
+    session = open_session(system)
+    run(session)
+    assert seen == [1]
+
+
+def test_callback_added_at_the_last_moment(open_session: Open) -> None:
+    """However closely a callback is added to the end, it is called exactly once."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    tasks, called = run_many(session, 300), list[Task]()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = in_thread(lambda: each(tasks, system.finish))
+        for task in tasks:
+            for _ in range(5):
+                task.add_done_callback(called.append)
+        thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+    session.close()
+    assert len(called) == 1500
+
+
+def test_closing_waits_for_callbacks(open_session: Open) -> None:
+    """A script that ends right after its last job loses no callback."""
+    called: list[Task] = []
+    session = open_session(FakeSystem())
+
+    def call(task: Task) -> None:
+        time.sleep(0.005)
+        called.append(task)
+
+    for task in run_many(session, 20):
+        task.add_done_callback(call)
+    session.close()
+    assert len(called) == 20
+
+
+# --- queues -----------------------------------------------------------------------------------------------
+
+
+class Running:
+    """How much of a fake system's jobs runs, as the facts that it tells say; and the most that ever did."""
+
+    def __init__(self, system: FakeSystem) -> None:
+        self.slots: dict[str, int] = {}
+        self.most = 0
+        self.order: list[str] = []
+        system.listen(self._heard)
+        self._system = system
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._system.ignore(self._heard)
+
+    def _heard(self, facts: Any) -> None:
+        for info in facts if isinstance(facts, list | tuple) else [facts]:
+            if info.state is JobState.RUNNING:
+                self.order.append(info.id)
+                self.slots[info.id] = info.slots or 1
+            elif info.state.ended:
+                self.slots.pop(info.id, None)
+            self.most = max(self.most, sum(self.slots.values()))
+
+
+def test_max_parallel_of_a_context(open_session: Open) -> None:
+    """No more than so many run at once, all run in the end, first come, first served."""
+    system = FakeSystem({"x": Outcome(duration=1)})
+    session = open_session(system, max_parallel=3)
+    with Running(system) as running:
+        tasks = run_many(session, 10)
+        assert states(tasks) == ["running"] * 3 + ["queued"] * 7
+        session.wait(tasks)
+    assert running.most == 3
+    assert running.order == [str(number) for number in range(1, 11)]
+    assert [submission.key for submission in system.submitted] == [task._record.key for task in tasks]  # noqa: SLF001
+    assert system.now == 4
+
+
+def test_max_parallel_of_an_array(open_session: Open) -> None:
+    """An array's own limit holds besides that of the context; the lower counts."""
+    system = FakeSystem({"x": Outcome(duration=1), "y": FOREVER})
+    session = open_session(system, max_parallel=5)
+    with Running(system) as running:
+        array = run_array(session, 6, max_parallel=2)
+        wide = run_array(session, 6, max_parallel=100)
+        assert states(array).count(JobState.RUNNING) == 2
+        assert states(wide).count(JobState.RUNNING) == 3
+        session.wait(array + wide)
+    assert running.most == 5
+
+
+def test_slots_are_weighed(open_session: Open) -> None:
+    """A job counts as many times as it needs slots; one that could never start is refused at once, by number."""
+    system = FakeSystem({"x": Outcome(duration=1)})
+    session = open_session(system, max_parallel=4)
+    with Running(system) as running:
+        tasks = [run(session, min_slots=slots) for slots in (3, 2, 1, 4, 1)]
+        session.wait(tasks)
+        assert running.most == 4
+    refused = run(session, min_slots=5)
+    assert isinstance(refused.error, errors.InvalidArgumentError)
+    assert "min_slots is 5, but max_parallel is 4: it could never start" in str(refused.error)
+
+
+def test_what_queues_is_checked_at_once(open_session: Open) -> None:
+    """A job that the system cannot honour is refused when it is run, not when its turn comes."""
+    system = FakeSystem({"x": FOREVER}, fields=["remote_command", "args", "extensions"], extensions=[])
+    session = open_session(system, max_parallel=1)
+    run(session)
+    assert isinstance(run(session, extensions={"gpu": "1"}).error, errors.UnsupportedAttributeError)
+
+
+def test_killing_in_the_queue(open_session: Open) -> None:
+    """A job ended in the queue never starts, frees no slot that it does not have, and blocks none behind it."""
+    system = FakeSystem({"x": Outcome(duration=1)})
+    session = open_session(system)
+    with Running(system) as running:
+        tasks = run_array(session, 6, max_parallel=1)
+        tasks[2].terminate()
+        tasks[2].wait_terminated(0)
+        session.wait(tasks)
+    assert running.most == 1
+    assert states(tasks) == ["done", "done", "failed", "done", "done", "done"]
+    assert (why(tasks[2]), tasks[2].info().exit_status, len(system.submitted)) == ("cancelled", None, 5)
+
+
+def test_killing_what_runs_lets_others_start(open_session: Open) -> None:
+    """The slot of a killed job goes to the next in line."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system, max_parallel=1)
+    tasks = run_many(session, 3)
+    for task in tasks:
+        task.wait_started()
+        task.terminate()
+    assert states(tasks) == ["failed"] * 3
+
+
+def test_refused_jobs_give_their_slots_back(open_session: Open) -> None:
+    """A refusal when its turn comes lets the next start."""
+    system = FakeSystem({"x": Outcome(duration=1)})
+    session = open_session(system, max_parallel=1)
+    tasks = run_many(session, 4)
+    system.fail("submit", errors.TryLaterError("busy"), times=2)
+    session.wait(tasks)
+    assert states(tasks) == ["done", "failed", "failed", "done"]
+
+
+def test_holding_in_the_queue(open_session: Open) -> None:
+    """A job held in the queue is passed by; released, it gets in line again."""
+    system = FakeSystem({"x": FOREVER}, auto=False)
+    session = open_session(system, max_parallel=1)
+    first, held, last = tasks = run_many(session, 3)
+    held.hold()
+    held.hold()  # once more changes nothing
+    system.finish(first)
+    system.advance()
+    assert states(tasks) == ["done", "queuedHeld", "running"]
+    held.release()
+    with pytest.raises(errors.InvalidStateError, match="cannot release: it is not held"):
+        held.release()
+    assert state(held) is JobState.QUEUED
+    system.finish(last)
+    system.advance()
+    assert states(tasks) == ["done", "running", "done"]
+
+
+def test_what_cannot_be_done_in_the_queue(open_session: Open) -> None:
+    """A job that has not started cannot be suspended."""
+    session = open_session(FakeSystem({"x": FOREVER}), max_parallel=1)
+    _, queued = run_many(session, 2)
+    for f in (queued.suspend, queued.resume):
+        with pytest.raises(errors.InvalidStateError, match="it has not started"):
+            f()
+
+
+def test_workflows_share_the_queue_of_their_context(open_session: Open) -> None:
+    """The limit belongs to the context: two workflows on it take turns, in the order of submission."""
+    system = FakeSystem({"x": Outcome(duration=1)})
+    context = FakeContext(system, max_parallel=2)
+    one, two = open_session(context), open_session(context)
+    with Running(system) as running:
+        tasks = [run(session) for session in (one, two, one, two, one, two)]
+        assert states(tasks) == ["running"] * 2 + ["queued"] * 4
+        for task in tasks:
+            task.wait_terminated()
+    assert running.most == 2
+    assert system.now == 3
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("tells", [False, True])
+def test_a_closed_workflow_gives_its_slots_back(
+    open_session: Open, caplog: pytest.LogCaptureFixture, *, detach: bool, tells: bool
+) -> None:
+    """What a closed workflow ran or had in line does not stand in the way of another on the same context."""
+    system = FakeSystem({"x": FOREVER, "y": 0}, tells=tells)
+    context = FakeContext(system, max_parallel=1, detach=detach)
+    one, two = open_session(context), open_session(context)
+    run_many(one, 3)
+    task = run(two, "y")
+    one.close()
+    task.wait_terminated(PATIENCE)
+    assert state(task) is JobState.DONE
+    assert ("3 tasks had not ended and are ended now" in caplog.text) is not detach
+
+
+def test_kills_holds_and_turns_at_once(open_session: Open) -> None:
+    """In whatever moment jobs are ended or held in the queue, none is lost, none runs on, and no slot is."""
+    system = FakeSystem({"x": Outcome(duration=0.001)})
+    context = FakeContext(system, max_parallel=3)
+    session, chance = open_session(context), random.Random(1)  # noqa: S311 - the same every time
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        tasks = run_many(session, 300)
+        victims = chance.sample(tasks, 100)
+        held = chance.sample(tasks, 50)
+
+        def hold(task: Task) -> None:
+            try:
+                task.hold()
+            except errors.InvalidStateError:
+                return
+            task.release()
+
+        threads = [
+            in_thread(lambda: each(victims, Task.terminate)),
+            in_thread(lambda: each(held, hold)),
+        ]
+        session.wait(tasks)
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+    assert {info.state.ended for info in system.answer(system.ids()).infos} == {True}
+    assert context.gate is not None
+    assert context.gate._used == 0  # noqa: SLF001 - or some day nothing would start any more
+    last = run(session)
+    last.wait_terminated()
+
+
+# --- holding, times and limits ----------------------------------------------------------------------------
+
+
+def test_hold_where_the_system_has_none(open_session: Open) -> None:
+    """A job submitted as held is not given to such a system until it is released."""
+    system = FakeSystem(without=[Capability.HOLD])
+    session = open_session(system)
+    task = run(session, submit_as_hold=True)
+    assert (state(task), system.submitted) == (JobState.QUEUED_HELD, [])
+    with pytest.raises(errors.TimeoutError):
+        task.wait_terminated(1000)
+    task.release()
+    task.wait_terminated()
+    assert state(task) is JobState.DONE
+
+
+def test_hold_where_the_system_has_it(open_session: Open) -> None:
+    """There it is the system that holds."""
+    system = FakeSystem()
+    task = run(open_session(system), submit_as_hold=True)
+    assert (state(task), len(system.submitted)) == (JobState.QUEUED_HELD, 1)
+    task.release()
+    assert state(task) is JobState.DONE
+
+
+def test_holding_what_runs_where_the_system_cannot(open_session: Open) -> None:
+    """What such a system has cannot be held any more."""
+    system = FakeSystem({"x": FOREVER}, without=[Capability.HOLD])
+    with pytest.raises(errors.InvalidStateError, match="cannot hold"):
+        run(open_session(system)).hold()
+
+
+def soon(seconds: float) -> datetime:
+    """A time so far in the future."""
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_start_time(open_session: Open) -> None:
+    """Before its time a job is not given to a system that knows no such time."""
+    system = FakeSystem()
+    task = run(open_session(system), start_time=soon(3600))
+    assert (state(task), system.submitted) == (JobState.QUEUED, [])
+    task.wait_terminated()
+    assert state(task) is JobState.DONE
+    assert 3590 < system.now <= 3600
+
+
+def test_start_time_that_has_passed(open_session: Open) -> None:
+    """A time in the past starts at once."""
+    assert state(run(open_session(FakeSystem()), start_time=soon(-5))) is JobState.DONE
+
+
+def test_hold_and_release_before_the_start_time(open_session: Open) -> None:
+    """However often it is held and released, a job starts once, at its time, and takes its slots once."""
+    system = FakeSystem({"x": Outcome(duration=10)})
+    session = open_session(system, max_parallel=1)
+    blocker = run(session, "sleep", "20")
+    task = run(session, start_time=soon(5))
+    for _ in range(3):
+        task.hold()
+        task.release()
+    others = run_many(session, 2)
+    with Running(system) as running:
+        session.wait([blocker, task, *others])
+    assert running.most == 1
+    assert len(system.submitted) == 4
+
+
+def test_deadline_in_the_queue(open_session: Open) -> None:
+    """A job whose deadline comes while it waits ends as such and never starts."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system, max_parallel=1)
+    run(session)
+    late = run(session, deadline_time=soon(60))
+    late.wait_terminated()
+    assert (why(late), late.info().annotation, len(system.submitted)) == ("timeout", "its deadline_time came", 1)
+
+
+def test_deadline_of_what_runs(open_session: Open) -> None:
+    """A job that runs over its deadline is ended, if the system does not do that itself."""
+    system = FakeSystem({"x": FOREVER})
+    late = run(open_session(system), deadline_time=soon(60))
+    late.wait_terminated()
+    info = late.info()
+    assert (info.sub_state, info.terminating_signal, info.annotation) == (
+        "timeout",
+        "SIGTERM",
+        "its deadline_time came",
+    )
+
+
+def limited(seconds: float) -> dict[str, Any]:
+    """The field that limits a job's time."""
+    return {"resource_limits": {"WALLCLOCK_TIME": seconds}}
+
+
+def test_limit_of_time(open_session: Open) -> None:
+    """A system that cannot limit a job's time has it done by the session, counted from the start of the job."""
+    system = FakeSystem({"x": Outcome(pending=100, duration=math.inf), "y": Outcome(duration=59)})
+    session = open_session(system)
+    over, within = run(session, **limited(60)), run(session, "y", **limited(60))
+    session.wait([over, within])
+    info = over.info()
+    assert (info.sub_state, info.terminating_signal, info.exit_status) == ("timeout", "SIGTERM", 143)
+    assert info.annotation == "its WALLCLOCK_TIME is 60.0 s"
+    assert (state(within), system.now) == (JobState.DONE, 160)
+
+
+def test_limit_of_time_of_a_stubborn_job(open_session: Open) -> None:
+    """One that does not end when asked to is killed two seconds later."""
+    system = FakeSystem({"x": Outcome(duration=math.inf, stubborn=True)})
+    task = run(open_session(system), **limited(60))
+    task.wait_terminated()
+    assert (why(task), task.info().terminating_signal, system.now) == ("timeout", "SIGKILL", 62)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_limit_of_time_while_the_system_is_away(open_session: Open, failures: int) -> None:
+    """A system that does not answer when a limit is reached is told again, until it does."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    task = run(session, **limited(60))
+    system.fail("control", BROKEN, times=failures)
+    task.wait_terminated()
+    assert (why(task), state(task)) == ("timeout", JobState.FAILED)
+    assert system.now == 60 + 2 * failures
+
+
+def test_limit_of_time_after_requeueing(open_session: Open) -> None:
+    """A requeued job has its whole time once more."""
+    system = FakeSystem({"x": Outcome(pending=100, duration=50)})
+    session = open_session(system)
+    task = run(session, **limited(60))
+    system.time.after(140, lambda: system.requeue(task))  # it has run for 40 s, and will again from 240 to 290
+    task.wait_terminated()
+    assert (state(task), system.now) == (JobState.DONE, 290)
+
+
+def test_limits_hold_for_the_next_program(open_session: Open, tmp_path: Path) -> None:
+    """What an earlier program had to limit, the next one does: time is counted from the start of the job."""
+    system = FakeSystem({"x": FOREVER})
+    settings = {"store": tmp_path / "jobs", "detach": True}
+    one = open_session(system, **settings)
+    run(one, **limited(3600))
+    run(one, deadline_time=soon(1800))
+    one.close()
+    two = open_session(system, **settings)
+    tasks = two.get_jobs()
+    two.wait(tasks)
+    assert [why(task) for task in tasks] == ["timeout", "timeout"]
+    assert 3500 < system.now < 3700
+
+
+def test_killing_with_grace(open_session: Open) -> None:
+    """Asked first, killed after the grace; who ends in time is not killed."""
+    system = FakeSystem({"x": FOREVER, "y": Outcome(duration=math.inf, stubborn=True)})
+    session = open_session(system)
+    mild, stubborn = run(session), run(session, "y")
+    for task in (mild, stubborn):
+        task.terminate(grace=timedelta(seconds=30))
+    session.wait([mild, stubborn])
+    assert [task.info().terminating_signal for task in (mild, stubborn)] == ["SIGTERM", "SIGKILL"]
+    assert system.now == 30
+
+
+# --- control ----------------------------------------------------------------------------------------------
+
+
+def test_failures_of_bulk_control_are_told_together(open_session: Open) -> None:
+    """One error for all, with their number; what could be done was done."""
+    system = FakeSystem({"x": FOREVER}, auto=False)
+    session = open_session(system)
+    tasks = run_many(session, 5)
+    for task in tasks[:2]:
+        system.start(task)
+    with pytest.raises(errors.InvalidStateError, match="3 of 5 tasks: 3: cannot suspend: it is queued; 4: "):
+        session.control(tasks, Action.SUSPEND)
+    assert states(tasks) == ["suspended"] * 2 + ["queued"] * 3
+
+
+def test_control_of_what_has_ended(open_session: Open) -> None:
+    """Ended jobs cannot be suspended; ending them once more is no error."""
+    task = run(open_session(FakeSystem()))
+    with pytest.raises(errors.InvalidStateError, match="cannot suspend: it has ended"):
+        task.suspend()
+    task.terminate()
+
+
+def test_reaping(open_session: Open) -> None:
+    """Reaped jobs are gone from the system and from the list; living ones are refused, by number."""
+    system = FakeSystem({"x": FOREVER, "y": 0})
+    session = open_session(system)
+    living, over = run(session), run(session, "y")
+    with pytest.raises(errors.InvalidStateError, match="1 of 2 tasks have not ended: 1"):
+        session.reap([living, over])
+    assert system.ids() == [living.id]
+    assert [task.id for task in session.get_jobs()] == [living.id]
+    system.tell(ended(over.id, exit_status=9))  # late news of it hurt nobody
+    assert over.info().exit_status == 0
+
+
+def test_unknown_array(open_session: Open) -> None:
+    """An array that is not there is an error that names it and the session."""
+    with pytest.raises(errors.InvalidArgumentError, match="session 'wfl' has no array 'x'"):
+        open_session(FakeSystem()).get_job_array("x")
+
+
+# --- closing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_closing_with_tasks_running(open_session: Open, caplog: pytest.LogCaptureFixture, *, tells: bool) -> None:
+    """What still runs or waits is ended, with one warning that counts it, and shows that it has ended."""
+    system = FakeSystem({"x": FOREVER}, tells=tells)
+    session = open_session(system, max_parallel=2)
+    tasks = run_many(session, 5)
+    session.close()
+    session.close()  # once more changes nothing
+    assert [record.message for record in caplog.records] == [
+        "5 tasks had not ended and are ended now (detach=True would let them live on)"
+    ]
+    assert states(tasks) == ["failed"] * 5
+    assert {info.state for info in system.answer(system.ids()).infos} == {JobState.FAILED}
+    assert len(system.submitted) == 2
+
+
+def test_closing_detached(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Detached jobs live on, and nothing is said."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system, detach=True)
+    run_many(session, 2)
+    session.close()
+    assert not caplog.records
+    assert {info.state for info in system.answer(["1", "2"]).infos} == {JobState.RUNNING}
+
+
+def test_closing_wakes_who_waits(open_session: Open) -> None:
+    """Whoever sleeps in a closed session is told so; nobody sleeps for ever."""
+    session = open_session(FakeSystem({"x": FOREVER}), detach=True)
+    task, told = run(session), list[BaseException]()
+
+    def expect(wait: Callable[[], object]) -> None:
+        try:
+            wait()
+        except errors.InvalidSessionError as error:
+            told.append(error)
+
+    ways: list[Callable[[], object]] = [
+        task.wait_terminated,
+        lambda: session.wait_any_terminated([task]),
+        lambda: list(as_completed([task])),
+        lambda: asyncio.run(await_task(task)),
+        lambda: list(task.stream()),
+    ]
+    threads = [in_thread(partial(expect, way)) for way in ways]
+    until(lambda: len(task._record.waiters or ()) == len(ways))  # noqa: SLF001 - seen nowhere else
+    session.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(told) == len(ways)
+
+
+def test_a_closed_session(open_session: Open) -> None:
+    """Reading and waiting for what has ended still work; everything else is an error that says what to do."""
+    system = FakeSystem({"x": FOREVER, "y": 0})
+    session = open_session(system, detach=True)
+    living, over = run(session), run(session, "y")
+    session.close()
+    over.wait_terminated()
+    assert (state(over), state(living)) == (JobState.DONE, JobState.RUNNING)
+    for f in (
+        lambda: run(session),
+        lambda: run_array(session, 2),
+        session.get_jobs,
+        living.suspend,
+        living.wait_terminated,
+        over.output,
+        over.reap,
+        lambda: list(as_completed([living])),
+        lambda: list(living.stream()),
+        lambda: asyncio.run(await_task(living)),
+    ):
+        with pytest.raises(errors.InvalidSessionError, match="the session was closed; open a new Workflow"):
+            f()
+
+
+def test_closing_while_the_system_is_away(open_session: Open, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A system that does not answer does not keep a session from closing: what may live on is said."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system, store=tmp_path / "jobs")
+    task = run(session)
+    thread = in_thread(task.wait_terminated)
+    until(lambda: waiting(task))
+    system.fail("close", BROKEN, done=True)
+    session.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert "fake: closing failed, what still runs may live on: connection reset" in caplog.text
+
+
+def test_a_session_that_cannot_be_opened(tmp_path: Path) -> None:
+    """When opening fails half-way nothing stays open: no thread, no connection, no store."""
+    before = set(threading.enumerate())
+    system = FakeSystem()
+    system.fail("open", errors.SessionManagementError("no licence"))
+    with pytest.raises(errors.SessionManagementError, match="no licence"):
+        JobSession(FakeContext(system, store=tmp_path / "jobs"))
+    with JobSessionOf(system, tmp_path) as session:
+        run(session)
+    system.fail("find", errors.DeniedByDrmsError("no rights"))
+    with pytest.raises(errors.DeniedByDrmsError, match="no rights"):
+        JobSession(FakeContext(system, store=tmp_path / "jobs", detach=True))
+    assert system.calls["close"] == 2
+    assert set(threading.enumerate()) <= before
+
+
+class JobSessionOf:
+    """A session that is closed when its block is left."""
+
+    def __init__(self, system: FakeSystem, place: Path) -> None:
+        self._session = JobSession(FakeContext(system, store=place / "jobs", detach=True))
+
+    def __enter__(self) -> JobSession:
+        return self._session
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+
+def test_no_thread_and_no_descriptor_stays() -> None:
+    """After sessions of all kinds there are as many threads and open files as before."""
+
+    def once(number: int) -> None:
+        system = FakeSystem({"x": Outcome(duration=1)}, tells=bool(number % 2), two_steps=bool(number % 3))
+        session = JobSession(FakeContext(system, max_parallel=2))
+        tasks = run_many(session, 5)
+        tasks[0].add_done_callback(lambda _: None)
+        session.wait(tasks)
+        session.close()
+
+    once(0)
+    before = len(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    for number in range(30):
+        once(number)
+    until(lambda: len(threading.enumerate()) <= before[0])
+    assert len(os.listdir("/proc/self/fd")) <= before[1]
+
+
+# --- failures that nobody looked at -----------------------------------------------------------------------
+
+
+def unseen(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of failures that nobody looked at."""
+    return [record.message for record in caplog.records if "nobody looked at" in record.message]
+
+
+def test_failures_that_nobody_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning on closing, with their number and the first few: command, and how it ended."""
+    with Workflow(FakeContext({"bad": 3})) as flow:
+        flow.run_array(5, "bad", "data").wait()
+        flow.run("good").wait()
+    flow.close()
+    (warning,) = unseen(caplog)
+    assert warning.startswith("5 failures or errors that nobody looked at: ")
+    assert warning.count("(bad data): exited with exit status 3") == 3
+    assert warning.endswith(" and 2 more")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda task: task.state,
+        lambda task: task.info(),
+        lambda task: task.success,
+        lambda task: task.error,
+    ],
+    ids=["state", "info", "success", "error"],
+)
+def test_failures_that_were_looked_at(caplog: pytest.LogCaptureFixture, look: Callable[[Task], object]) -> None:
+    """Whoever reads how a task ended knows of it: no warning."""
+    session = JobSession(FakeContext({"bad": 3}))
+    task = run(session, "bad")
+    look(task)
+    session.close()
+    assert unseen(caplog) == []
+
+
+def test_waiting_is_not_looking(caplog: pytest.LogCaptureFixture) -> None:
+    """A script that only waits does not know what came of it."""
+    session = JobSession(FakeContext({"bad": 3}))
+    task = run(session, "bad")
+    task.wait_terminated()
+    session.close()
+    assert len(unseen(caplog)) == 1
+
+
+def test_what_closing_ends_is_no_unseen_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Jobs that closing ends are told of once, as such."""
+    session = JobSession(FakeContext({"x": FOREVER}))
+    run_many(session, 3)
+    session.close()
+    assert unseen(caplog) == []
+
+
+def test_failures_are_counted_from_many_threads(caplog: pytest.LogCaptureFixture) -> None:
+    """The number is right, also when chains in many threads have errors at once."""
+    flow = Workflow(FakeContext({"x": FOREVER}))
+    job = flow.run("x")
+    job.kill()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [in_thread(lambda: [flow.new_job().wait() for _ in range(200)]) for _ in range(8)]
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+    assert job.any_failed()
+    flow.close()
+    (warning,) = unseen(caplog)
+    assert warning.startswith("1600 failures or errors")
+
+
+# --- after a fork -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork(open_session: Open) -> None:
+    """A forked child has no session: every call says so, nothing hangs, and the parent's jobs live on."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system, max_parallel=5)
+    task = run(session)
+    child = os.fork()
+    if not child:
+        os._exit(child_of(session, task))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert state(task) is JobState.RUNNING
+    system.finish(task)
+    task.wait_terminated()
+
+
+def child_of(session: JobSession, task: Task) -> int:
+    """What a forked child finds; 0 if it is as it should be."""
+    logging.disable()
+    signal.alarm(PATIENCE)  # ends it should it hang
+    for f in (
+        lambda: run(session),
+        task.wait_terminated,
+        task.suspend,
+        session.get_jobs,
+        lambda: [*as_completed([task])],
+    ):
+        try:
+            f()
+        except errors.InvalidSessionError as error:
+            if "this process was forked" not in str(error):
+                return 1
+        else:
+            return 2
+    session.close()
+    other = JobSession(FakeContext())
+    return 0 if state(run(other)) is JobState.DONE else 3
+
+
+def test_submission_holds_all_that_the_system_needs(open_session: Open) -> None:
+    """What a backend is given: key, template with everything filled in, JOB_ID, and the index of an element."""
+    system = FakeSystem()
+    session = open_session(system, default_template=JobTemplate(queue_name="q"))
+    task = run(session, "a", job_name="n$DRMAA2_INDEX$")
+    expected = JobTemplate(remote_command="a", args=(), job_name="n", queue_name="q")
+    assert system.submitted == [Submission(system.submitted[0].key, expected, system.submitted[0].key)]
+    assert task.template == expected
+    assert task._record.phase == ENDED  # noqa: SLF001 - a job of the fake takes no time
