@@ -15,7 +15,7 @@ from wfl.errors import InvalidArgumentError, InvalidSessionError, InvalidStateEr
 from wfl.matrix import Replacement, expand
 from wfl.retry import Backoff, retry_tasks
 from wfl.task import Task, TaskArray, leaves
-from wfl.threads import Clock
+from wfl.threads import Clock, in_threads
 from wfl.timing import seconds, timeout_seconds
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+FOR_ALL_THREADS = 32
 TAIL = 2000
 """Bytes of error output that a JobFailedError quotes."""
 
@@ -243,8 +244,6 @@ class Job:
 
     def for_all(self, f: Callable[[Task], object]) -> Self:
         """Call `f(task)` for every task and array element in threads, each after its end; else as `for_each`."""
-        from concurrent.futures import ThreadPoolExecutor
-
         tasks = self._leaves()
         if not tasks:
             return self
@@ -256,8 +255,7 @@ class Job:
                 return error
             return self._collect_errors(f, task)
 
-        with ThreadPoolExecutor(min(32, len(tasks)), "wfl-for-all") as pool:
-            return self._raise_together(pool.map(call, tasks))
+        return self._raise_together(in_threads(call, tasks, FOR_ALL_THREADS, "wfl-for-all"))
 
     def retry(
         self, times: int, *, backoff: Backoff | float | timedelta | None = None, when: When | None = None

@@ -38,12 +38,11 @@ from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
 from wfl.task import Task, TaskArray
-from wfl.threads import Pool
+from wfl.threads import Pool, in_threads
 from wfl.timing import timeout_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import ThreadPoolExecutor
     from datetime import timedelta
 
     from wfl.backend import Outcome, Stream
@@ -108,7 +107,6 @@ class JobSession:
         self.clock = context.clock()
         self._workers = self.clock.pool("wfl-worker", WORKERS)
         self._callbacks = Pool("wfl-callback", CALLBACK_THREADS)
-        self._executor: ThreadPoolExecutor | None = None
         self._dirty: dict[str, Record] = {}
         self._asker: Asker | None = None
         self.changes = 0
@@ -348,12 +346,7 @@ class JobSession:
             for chunk in chunks:
                 f(chunk)
             return
-        if self._executor is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._executor = ThreadPoolExecutor(self.backend.limits.requests or WORKERS, "wfl-request")
-        for future in [self._executor.submit(f, chunk) for chunk in chunks]:
-            future.result()
+        in_threads(f, chunks, self.backend.limits.requests or WORKERS, "wfl-request")
 
     def _submit_chunk(self, records: Sequence[Record], submit: Submit | None) -> None:
         submissions = [Submission(r.key, r.template, r.job_id, r.index) for r in records]
@@ -1113,8 +1106,6 @@ class JobSession:
         self._callbacks.drain(CALLBACK_PATIENCE)
         self.clock.stop()
         self._workers.stop()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
         if self.store is not None:
             self._flush()
             self.store.leave(HERE)

@@ -12,14 +12,15 @@ import time
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wfl.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 BLOCKED = 0.05
 """Seconds that work may wait for a thread before the pool takes it that the others are blocked."""
@@ -100,6 +101,37 @@ class Clock:
         return None
 
 
+def in_threads(f: Callable[[_T], _R], items: Sequence[_T], limit: int, name: str) -> list[_R]:
+    """Call `f` for each item in at most `limit` threads; the results in order, or the first error.
+
+    Interrupted, it leaves the calls that are under way to themselves: daemons, they keep no program from ending.
+    """
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    left = deque(enumerate(items))
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                number, item = left.popleft()
+                try:
+                    done.put((number, f(item), None))
+                except BaseException as error:  # noqa: BLE001 - raised by who waits
+                    done.put((number, None, error))
+
+    for _ in range(min(limit, len(items))):
+        threading.Thread(target=work, name=name, daemon=True).start()
+    results: dict[int, Any] = {}
+    try:
+        while len(results) < len(items):
+            number, result, error = done.get()
+            if error is not None:
+                raise error
+            results[number] = result
+    finally:
+        left.clear()
+    return [results[number] for number in range(len(items))]
+
+
 class Pool:
     """Runs functions in threads: two at first, more (up to `limit`) only while the present ones are blocked."""
 
@@ -160,7 +192,7 @@ class Pool:
         while (f := self._next()) is not None:
             try:
                 f()
-            except Exception:  # noqa: BLE001 - logged
+            except BaseException:  # noqa: BLE001 - logged; sys.exit() in a callback ends that call only
                 log.exception("%s: the session goes on after this error", self._name)
             with self._changed:
                 self._busy -= 1
