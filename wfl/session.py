@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,8 @@ class JobSession:
         self._asker: Asker | None = None
         self.changes = 0
         self.callback_errors: list[tuple[Task, Exception]] = []
+        requests = self.backend.limits.requests
+        self._places: AbstractContextManager[Any] = nullcontext() if requests is None else threading.Semaphore(requests)
         self._has = self.backend.capabilities.__contains__
         self.store = _open_store(context.store)
         with ExitStack() as undo:
@@ -348,10 +350,15 @@ class JobSession:
             return
         in_threads(f, chunks, self.backend.limits.requests or WORKERS, "wfl-request")
 
+    def _request(self, f: Callable[..., Any], *arguments: object) -> Any:
+        """One request to the system, when there is a place for it."""
+        with self._places:
+            return f(*arguments)
+
     def _submit_chunk(self, records: Sequence[Record], submit: Submit | None) -> None:
         submissions = [Submission(r.key, r.template, r.job_id, r.index) for r in records]
         try:
-            outcomes: Sequence[str | WflError] = (submit or self.backend.submit)(submissions)
+            outcomes: Sequence[str | WflError] = self._request(submit or self.backend.submit, submissions)
         except DrmCommunicationError as error:
             self._unknown(records, error)
             return
@@ -786,7 +793,7 @@ class JobSession:
     def _request_control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
         failures: dict[str, WflError] = {}
         self._in_parallel(
-            lambda chunk: failures.update(self.backend.control(chunk, action)),
+            lambda chunk: failures.update(self._request(self.backend.control, chunk, action)),
             self.chunks(ids, self.backend.limits.ids),
         )
         if action in _ENDING:  # one that ended meanwhile is as it should be
