@@ -81,7 +81,7 @@ class Asker:
         before = session.changes
         records = session.accepted()
         for chunk in session.chunks([record.id for record in records], self._limits.ids):
-            answer = session.backend.ask(chunk)
+            answer = session.request(session.backend.ask, chunk)
             session.observe(answer.infos)
             gone = set(answer.gone)
             session.observe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ class as_completed:  # noqa: N801 - used as the function of the same name in con
         end = None if self._timeout is None else loop.time() + self._timeout
 
         def put(record: Record | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, record)
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(queue.put_nowait, record)
 
         stops = [*self._collect(put), *(session.clock.attend() for session in {r.session for r in self._tasks})]
         try:

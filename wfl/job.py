@@ -7,6 +7,7 @@ What the system answers (refused, unreachable, timed out) is kept in the chain, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -573,8 +574,9 @@ class Job:
             self._workflow.unseen.add(error, lambda: f"{type(error).__name__}: {error}")
 
     def _tell(self) -> None:
-        while self._untold and self._workflow is not None:
-            self._workflow.unseen.discard(self._untold.pop())
+        with suppress(IndexError):  # several threads may tell at once
+            while self._workflow is not None:
+                self._workflow.unseen.discard(self._untold.pop())
 
 
 def _look(task: Task | TaskArray) -> None:

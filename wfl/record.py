@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -101,19 +102,22 @@ class Unseen:
     FEW = 3
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._count = 0
         self._first: dict[int, str] = {}
 
     def add(self, thing: object, words: Callable[[], str]) -> None:
         """One more; the caller adds and discards each thing once."""
-        self._count += 1
-        if len(self._first) < self.FEW:
-            self._first[id(thing)] = words()
+        with self._lock:
+            self._count += 1
+            if len(self._first) < self.FEW:
+                self._first[id(thing)] = words()
 
     def discard(self, thing: object) -> None:
         """Somebody looked at it."""
-        self._count -= 1
-        self._first.pop(id(thing), None)
+        with self._lock:
+            self._count -= 1
+            self._first.pop(id(thing), None)
 
     def warn(self) -> None:
         """One warning for all of them."""

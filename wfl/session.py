@@ -322,6 +322,9 @@ class JobSession:
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
         except WflError as error:
             self._refuse(records, error)
+        except BaseException:
+            self._unknown(records, DrmCommunicationError("the submission was interrupted"))
+            raise
 
     @contextmanager
     def _expecting(self) -> Iterator[None]:
@@ -350,7 +353,7 @@ class JobSession:
             return
         in_threads(f, chunks, self.backend.limits.requests or WORKERS, "wfl-request")
 
-    def _request(self, f: Callable[..., Any], *arguments: object) -> Any:
+    def request(self, f: Callable[..., Any], *arguments: object) -> Any:
         """One request to the system, when there is a place for it."""
         with self._places:
             return f(*arguments)
@@ -358,13 +361,10 @@ class JobSession:
     def _submit_chunk(self, records: Sequence[Record], submit: Submit | None) -> None:
         submissions = [Submission(r.key, r.template, r.job_id, r.index) for r in records]
         try:
-            outcomes: Sequence[str | WflError] = self._request(submit or self.backend.submit, submissions)
+            outcomes: Sequence[str | WflError] = self.request(submit or self.backend.submit, submissions)
         except DrmCommunicationError as error:
             self._unknown(records, error)
             return
-        except KeyboardInterrupt:
-            self._unknown(records, DrmCommunicationError("the submission was interrupted"))
-            raise
         except WflError as error:
             outcomes = [error] * len(records)
         except Exception as error:  # noqa: BLE001 - logged
@@ -393,7 +393,7 @@ class JobSession:
         self._note(records)
         self.observe(early)
         if doomed:
-            self._try_control(doomed, Action.KILL)
+            self._workers.submit(lambda: self._kill_rest(doomed))
         self._hurry()
 
     def _refuse(self, records: Sequence[Record], error: WflError) -> None:
@@ -423,7 +423,7 @@ class JobSession:
         self.clock.after(wait, lambda: self._workers.submit(settle))
 
     def _settle(self, records: Sequence[Record], error: DrmCommunicationError) -> None:
-        answer = self.backend.find([Known(r.key, None, r.template) for r in records])
+        answer = self.request(self.backend.find, [Known(r.key, None, r.template) for r in records])
         found = {info.extensions.get("key", info.id): info for info in answer.infos}
         here = [record for record in records if record.key in found]
         self._accept(here, [found[record.key].id for record in here])
@@ -558,12 +558,12 @@ class JobSession:
             ids = [record.id for record in self._uncollected]
         for chunk in self.chunks(ids, self.backend.limits.ids):
             try:
-                self.observe(self.backend.collect(chunk))
+                self.observe(self.request(self.backend.collect, chunk))
             except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go better
                 log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
         with self._lock:
             late = [record for record, end in self._uncollected.items() if end <= self.clock.now()]
-        self.observe([self._given_up(record.final) for record in late if record.final is not None])
+        self.observe([self._given_up(final) for record in late if (final := record.final) is not None])
         if self._uncollected:
             self.clock.after(wait, lambda: self._workers.submit(lambda: self._collect(min(wait * 2, 2.0))))
 
@@ -576,8 +576,9 @@ class JobSession:
         """Somebody reads this record: if it failed, the failure is not unnoticed any more."""
         if record.unseen:
             with self._lock:
-                record.unseen = False
-                self.unseen.discard(record)
+                if record.unseen:
+                    record.unseen = False
+                    self.unseen.discard(record)
         return record
 
     def info(self, record: Record) -> JobInfo:
@@ -703,7 +704,12 @@ class JobSession:
 
         if not tasks:
             return
-        stop = self.collector(tasks, lambda record: _void(loop.call_soon_threadsafe(one if record else over.set)))
+
+        def put(record: Record | None) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(one if record else over.set)
+
+        stop = self.collector(tasks, put)
         attended = self.clock.attend()
         try:
             await over.wait()
@@ -774,11 +780,14 @@ class JobSession:
         given = [record for record in records if record.why is None]
         for record in given:
             record.why = ("cancelled", "ended by its own program")
-        failures = self._request_control([record.id for record in records], action)
-        for record in given:
-            if record.id in failures:
-                record.why = None
-        return failures
+        failures: dict[str, WflError] | None = None
+        try:
+            failures = self._request_control([record.id for record in records], action)
+            return failures
+        finally:  # where that could not be done, an end to come has a reason of its own
+            for record in given:
+                if failures is None or record.id in failures:
+                    record.why = None
 
     def _control_native(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
         if action in (Action.TERMINATE, Action.KILL):
@@ -793,7 +802,7 @@ class JobSession:
     def _request_control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
         failures: dict[str, WflError] = {}
         self._in_parallel(
-            lambda chunk: failures.update(self._request(self.backend.control, chunk, action)),
+            lambda chunk: failures.update(self.request(self.backend.control, chunk, action)),
             self.chunks(ids, self.backend.limits.ids),
         )
         if action in _ENDING:  # one that ended meanwhile is as it should be
@@ -894,7 +903,7 @@ class JobSession:
             raise UnsupportedOperationError(f"{self.backend.name} does not give output back")
         at_end = False
         while not at_end:
-            data, at_end = self.backend.read(record.id, stream, position[0], CHUNK)
+            data, at_end = self.request(self.backend.read, record.id, stream, position[0], CHUNK)
             position[0] += len(data)
             yield data
 
@@ -920,17 +929,18 @@ class JobSession:
     def reap(self, tasks: Sequence[Task]) -> None:
         """Remove what the system, the ledger and the store keep of ended tasks."""
         self._check_open()
-        records = [task._record for task in tasks]
+        records = [record for task in tasks for record in (*task._earlier, task._record)]
         living = [record.id for record in records if record.phase != ENDED]
         over = [record for record in records if record.phase == ENDED]
         for chunk in self.chunks([r.id for r in over if r.error is None], self.backend.limits.ids):
-            self.backend.reap(chunk)
+            self.request(self.backend.reap, chunk)
         with self._lock:
             for record in over:
                 self._records.pop(record.id, None)
                 self._dirty.pop(record.key, None)
-                if record.index is not None:
-                    self._arrays.pop(record.job_id, None)
+            for job_id in {record.job_id for record in over if record.job_id in self._arrays}:
+                if all(task._record.id not in self._records for task in self._arrays[job_id].tasks):
+                    del self._arrays[job_id]
         if self.store is not None:
             self.store.remove(record.key for record in over)
         if living:
@@ -947,7 +957,7 @@ class JobSession:
             self._dirty.update((record.key, record) for record in records)
             wake = idle and bool(self._dirty)
         if wake:
-            self.clock.after(FLUSH, self._flush)
+            self.clock.after(FLUSH, lambda: self._workers.submit(self._flush))
 
     def _flush(self) -> None:
         with self._lock:
@@ -959,7 +969,7 @@ class JobSession:
                 log.warning("%s; trying again", error)
                 with self._lock:
                     self._dirty = {**dirty, **self._dirty}
-                self.clock.after(1.0, self._flush)
+                self.clock.after(1.0, lambda: self._workers.submit(self._flush))
 
     def refresh(self) -> None:
         """Take in what other programs have put into the store since."""
@@ -1039,7 +1049,7 @@ class JobSession:
 
     def _look_for(self, by_key: Mapping[str, Record]) -> None:
         known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
-        answer = self.backend.find(known)
+        answer = self.request(self.backend.find, known)
         for info in answer.infos:
             record = by_key.get(info.extensions.get("key", info.id))
             if record is not None and (record.phase == SUBMITTING or record.id != info.id):
@@ -1070,7 +1080,12 @@ class JobSession:
         """Follow in the store what other living programs have in their queues."""
         if self._closed is not None:
             return
-        rows = {row.key: row for row in store.load(self.name)}
+        try:
+            rows = {row.key: row for row in store.load(self.name)}
+        except WflError as error:
+            log.warning("%s; looking again", error)
+            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(records, store)))
+            return
         left: dict[Record, Row] = {}
         for record in records:
             row = rows.get(record.key)
@@ -1136,6 +1151,11 @@ class JobSession:
         """In a forked child: no lock may be touched (its owner does not exist here), nothing may be sent."""
         self._closed = _FORKED
         self._lock = threading.Lock()
+        for record in self._records.values():
+            for gate in record.gates:
+                gate.clear()
+        if self.context.gate is not None:
+            self.context.gate.clear()
         self.backend.abandon()
 
 

@@ -51,7 +51,7 @@ INHERIT = "inherit_environment"
 class _Process:
     """What is known here of one task: which keeper has it, under which number, and where its output is."""
 
-    __slots__ = ("ended", "err", "id", "join", "link", "n", "out", "paths", "pid", "pinned", "ticks")
+    __slots__ = ("ended", "err", "id", "link", "n", "out", "paths", "pid", "pinned", "ticks")
 
     def __init__(self, id: str, link: Link | None, n: int, paths: _Paths) -> None:
         self.id, self.link, self.n, self.paths = id, link, n, paths

@@ -137,7 +137,10 @@ class Connection:
                 data, ancillary = b"", []
             for level, kind, payload in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self.fds += [int.from_bytes(payload[i : i + 4], sys.byteorder) for i in range(0, len(payload), 4)]
+                    fds = [int.from_bytes(payload[i : i + 4], sys.byteorder) for i in range(0, len(payload), 4)]
+                    for fd in fds:
+                        os.set_inheritable(fd, False)  # noqa: FBT003
+                    self.fds += fds
             if not data:
                 return messages or None
             self.inbox += data
@@ -620,9 +623,13 @@ class Keeper:
         """Copy files in a child of its own, so that a large copy delays nobody."""
         pid = os.fork()
         if pid == 0:
-            child_defaults()
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-            os._exit(copy(files, task.order.cwd, f"{self.directory}/{task.n}.stage"))
+            code = 1
+            try:
+                child_defaults()
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+                code = copy(files, task.order.cwd, f"{self.directory}/{task.n}.stage")
+            finally:
+                os._exit(code)
         self.stagers += 1
         task.stager = pid
         self.by_pid[pid] = task
@@ -634,8 +641,9 @@ class Keeper:
             words = words or read_text(note) or f"copying its files ended with {code}"
         remove(note)
         if task.result is None:  # before the start
-            if code:
-                self._finish_unstarted(task, task.why or "launch_failure", words or "")
+            if code or task.why or self.ending:
+                why = task.why or ("cancelled" if self.ending else "launch_failure")
+                self._finish_unstarted(task, why, words or task.words or "ended before it was started")
                 return
             task.result = (None, 0.0, 0)
             self.pending.appendleft(task)

@@ -125,6 +125,7 @@ def _files(template: JobTemplate, cwd: str) -> dict[str, Any]:
     found: dict[str, Any] = {"join": bool(template.join_files) or (isinstance(out, str) and _same(out, err, cwd))}
     if template.input_path:
         found["in"] = template.input_path
+        _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
         if template.input_path not in PASSED and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
             raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
     for name, path in (("output_path", out), ("error_path", err)):
@@ -144,7 +145,14 @@ def _same(one: str, other: str | None, cwd: str) -> bool:
     return other is not None and os.path.realpath(os.path.join(cwd, one)) == os.path.realpath(os.path.join(cwd, other))
 
 
+def _check_no_pipe(name: str, path: str) -> None:
+    """Opening a named pipe waits for its other end, and everybody would wait with it."""
+    if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+        raise InvalidArgumentError(f"{name} {path} is a named pipe: let a shell open it, shell('… < pipe')")
+
+
 def _check_writable(name: str, path: str) -> None:
+    _check_no_pipe(name, path)
     if os.path.isdir(path):
         raise InvalidArgumentError(f"{name} {path} is a directory")
     if os.path.exists(path):
