@@ -242,8 +242,8 @@ main = threading.main_thread().ident
 interrupts = 0
 for turn in range(40):
     timer = threading.Timer(chance.uniform(0, 0.01), lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         if turn % 2:
             flow.run_array(3000, "sh", "-c", 'echo $JOB_ID $TASK_ID >>"$0"', log, job_environment={"X": "x" * 1000}) \
                 if turn == 21 else flow.run_array(40, "sh", "-c", 'echo $JOB_ID $TASK_ID >>"$0"', log)
@@ -255,8 +255,11 @@ for turn in range(40):
         timer.join()
     except KeyboardInterrupt:
         interrupts += 1
-    finally:
-        timer.join()
+    while timer.is_alive():
+        try:
+            timer.join()
+        except KeyboardInterrupt:
+            interrupts += 1
 try:
     time.sleep(0.01)
 except KeyboardInterrupt:

@@ -304,6 +304,13 @@ def test_a_look_takes_no_time(flow_on: Callable[..., Workflow]) -> None:
     assert system.now == 0
 
 
+def test_time_does_not_jump_to_what_is_over(flow_on: Callable[..., Workflow]) -> None:
+    """A time-out of a wait that ended in time is forgotten: nothing is due any more."""
+    system = FakeSystem()
+    flow_on(system).run("sleep", "1").wait(3600)
+    assert (system.now, system.time._next()) == (1, math.inf)  # noqa: SLF001 - nobody else needs to see it
+
+
 def test_things_happen_in_order(flow_on: Callable[..., Workflow], kind: dict[str, Any]) -> None:
     """Jobs end in the order of their virtual ends, whatever the order of submission."""
     flow = flow_on(FakeSystem(**kind))

@@ -7,10 +7,12 @@ import math
 import os
 import random
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -652,11 +654,14 @@ def test_collecting_has_an_end(open_session: Open, status: int, sub_state: str) 
     """What cannot be had in time stays unknown: the end that was seen, without an exit status, and words about it."""
     limits = Limits(collect=30)
     system = FakeSystem({"x": Outcome(duration=1, exit_status=status)}, two_steps=True, limits=limits)
-    session = open_session(system)
+    session, calls = open_session(system), list[Sequence[str]]()
     put(session, "collect", lambda _: lambda _: ())
-    task = run(session)
-    task.wait_terminated()
-    info = task.info()
+    watch(session, "collect", calls.append)
+    tasks = run_array(session, 50)
+    session.wait(tasks)
+    assert {len(ids) for ids in calls} == {50}
+    assert len(calls) < 25  # ever more rarely
+    info = tasks[0].info()
     assert info.state is (JobState.FAILED if status else JobState.DONE)
     assert (info.exit_status, info.sub_state) == (None, sub_state)
     assert info.annotation == "its exit status could not be had within 30 s"
@@ -1266,6 +1271,48 @@ def test_a_closed_workflow_gives_its_slots_back(
     assert ("3 tasks had not ended and are ended now" in caplog.text) is not detach
 
 
+def test_killed_while_its_turn_comes(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that leaves the queue for the system in the moment in which it is ended is ended there."""
+    system = FakeSystem({"x": FOREVER}, auto=False)
+    session = open_session(system, max_parallel=1)
+    first, second = run_many(session, 2)
+    control = session._control_here  # noqa: SLF001 - its turn comes between the look at it and the deed
+
+    def late(records: Any, action: Action) -> Any:
+        if not first.state.ended:
+            system.finish(first)
+            system.advance()
+        return control(records, action)
+
+    monkeypatch.setattr(session, "_control_here", late)
+    second.terminate()
+    assert len(system.submitted) == 2
+    assert {info.state.ended for info in system.answer(system.ids()).infos} == {True}
+    assert state(second) is JobState.FAILED
+
+
+def test_held_while_its_turn_comes(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is held in the moment in which a slot is free for it stays here, and the slot goes to the next."""
+    system = FakeSystem({"x": FOREVER}, auto=False)
+    session = open_session(system, max_parallel=1)
+    first, second, third = tasks = run_many(session, 3)
+    move_up = session._move_up  # noqa: SLF001 - the moment between having the slot and being submitted
+
+    def hold_first(ready: Any) -> None:
+        if not state(second).started and state(second) is not JobState.QUEUED_HELD:
+            second.hold()
+        move_up(ready)
+
+    monkeypatch.setattr(session, "_move_up", hold_first)
+    system.finish(first)
+    system.advance()
+    assert states(tasks) == ["done", "queuedHeld", "running"]
+    system.finish(third)
+    second.release()
+    system.advance()
+    assert state(second) is JobState.RUNNING
+
+
 def test_kills_holds_and_turns_at_once(open_session: Open) -> None:
     """In whatever moment jobs are ended or held in the queue, none is lost, none runs on, and no slot is."""
     system = FakeSystem({"x": Outcome(duration=0.001)})
@@ -1279,11 +1326,9 @@ def test_kills_holds_and_turns_at_once(open_session: Open) -> None:
         held = chance.sample(tasks, 50)
 
         def hold(task: Task) -> None:
-            try:
+            with suppress(errors.InvalidStateError):  # it runs already, or has ended
                 task.hold()
-            except errors.InvalidStateError:
-                return
-            task.release()
+                task.release()
 
         threads = [
             in_thread(lambda: each(victims, Task.terminate)),
@@ -1392,6 +1437,18 @@ def test_deadline_of_what_runs(open_session: Open) -> None:
     )
 
 
+def test_deadline_of_what_is_unsettled(open_session: Open) -> None:
+    """A job whose deadline comes while nobody knows whether it was started is ended for that once it is found."""
+    system = FakeSystem({"x": FOREVER})
+    session = open_session(system)
+    system.fail("submit", BROKEN, done=True)
+    system.fail("find", BROKEN, times=30)  # for about two minutes
+    late = run(session, deadline_time=soon(60))
+    late.wait_terminated()
+    assert (why(late), late.info().terminating_signal) == ("timeout", "SIGKILL")
+    assert system.now > 100
+
+
 def limited(seconds: float) -> dict[str, Any]:
     """The field that limits a job's time."""
     return {"resource_limits": {"WALLCLOCK_TIME": seconds}}
@@ -1442,16 +1499,21 @@ def test_limit_of_time_after_requeueing(open_session: Open) -> None:
 def test_limits_hold_for_the_next_program(open_session: Open, tmp_path: Path) -> None:
     """What an earlier program had to limit, the next one does: time is counted from the start of the job."""
     system = FakeSystem({"x": FOREVER})
+    system._began -= timedelta(seconds=1000)  # noqa: SLF001 - its jobs started so long ago
     settings = {"store": tmp_path / "jobs", "detach": True}
     one = open_session(system, **settings)
-    run(one, **limited(3600))
-    run(one, deadline_time=soon(1800))
+    limit, deadline = run(one, **limited(3600)), run(one, deadline_time=soon(1800))
+    for task in (limit, deadline):
+        task._record.submitted -= 5000  # noqa: SLF001 - and were submitted before that
     one.close()
-    two = open_session(system, **settings)
-    tasks = two.get_jobs()
-    two.wait(tasks)
-    assert [why(task) for task in tasks] == ["timeout", "timeout"]
-    assert 3500 < system.now < 3700
+    with closing(sqlite3.connect(tmp_path / "jobs")) as connection, connection:
+        connection.execute("update tasks set submitted = submitted - 5000")
+    tasks = open_session(system, **settings).get_jobs()
+    ends = []
+    for task in (tasks[1], tasks[0]):
+        task.wait_terminated()
+        ends.append((why(task), round(system.now, -2)))
+    assert ends == [("timeout", 1800), ("timeout", 2600)]
 
 
 def test_killing_with_grace(open_session: Open) -> None:

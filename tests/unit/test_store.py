@@ -345,6 +345,23 @@ def test_listing_while_submitting(open_session: Callable[..., JobSession], monke
     assert late[0].state is JobState.DONE
 
 
+def test_reaping_while_listing(open_session: Callable[..., JobSession], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is reaped while the store is read for a list does not come back with it."""
+    session = open_session(FakeSystem())
+    (task,) = run(session, "true")
+    wait([task])
+    assert session.store is not None
+    load = session.store.load
+
+    def load_then_reap(name: str) -> Any:
+        rows = list(load(name))
+        session.reap([task])
+        return rows
+
+    monkeypatch.setattr(session.store, "load", load_then_reap)  # the other thread, at the worst moment
+    assert session.get_jobs() == []
+
+
 def test_many_threads(open_session: Callable[..., JobSession], path: Path) -> None:
     """Submissions, ends, lists and reaping from eight threads leave the store complete and correct."""
     system = FakeSystem()
@@ -529,14 +546,13 @@ def test_full_disk(open_session: Callable[..., JobSession]) -> None:
     assert session.store is not None
     connection = session.store._connection  # noqa: SLF001 - a small disk without a small disk
     pages = connection.execute("pragma page_count").fetchone()[0]
-    connection.execute(f"pragma max_page_count = {pages}")
-    template = JobTemplate(remote_command="true", args=["x" * 100_000])
-    (lost,) = session.start([template])
-    assert "full" in str(lost.error)
+    connection.execute(f"pragma max_page_count = {pages + 2}")  # for the template, not for all jobs
+    lost = run(session, "true", number=1000)
+    assert {str(task.error).partition(": ")[2] for task in lost} == {"database or disk is full"}
     connection.execute("pragma max_page_count = 100000")
-    wait(session.start([template]))
+    wait(run(session, "true", number=1000))
     session.close()
-    assert [task.state for task in open_session(system).get_jobs()] == [JobState.DONE]
+    assert [task.state for task in open_session(system).get_jobs()] == [JobState.DONE] * 1000
 
 
 # --- how seldom it writes ---------------------------------------------------------------------------------
