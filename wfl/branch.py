@@ -25,7 +25,8 @@ class Branches:
             if not callable(f):
                 raise TypeError(f"{f!r} ({type(f).__name__}) is no function of a Job")
         self._jobs: list[Job] = [workflow.new_job() for _ in functions]
-        self._errors: list[Exception | None] = [None for _ in functions]
+        self._errors: list[BaseException | None] = [None for _ in functions]
+        self._unseen, self._joined = workflow.unseen, False
         self._threads = [
             threading.Thread(target=self._run, args=(number, f), name=f"wfl-branch-{number + 1}", daemon=True)
             for number, f in enumerate(functions)
@@ -38,9 +39,12 @@ class Branches:
 
         try:
             result = f(self._jobs[number])
-        except Exception as error:  # noqa: BLE001 - join() raises it
-            error.add_note(f"raised in branch {number + 1} ({getattr(f, '__name__', f)})")
+        except BaseException as error:  # noqa: BLE001 - join() raises it
+            where = f"raised in branch {number + 1} ({getattr(f, '__name__', f)})"
+            error.add_note(where)
             self._errors[number] = error
+            words = f"{error!r}, {where}"
+            self._unseen.add(error, lambda: words)
         else:
             if isinstance(result, Job):
                 self._jobs[number] = result
@@ -58,8 +62,12 @@ class Branches:
         if running:
             raise TimeoutError(f"after {limit:g} s {running} of {len(self._threads)} branches were still running")
         errors = [error for error in self._errors if error is not None]
+        if not self._joined:
+            self._joined = True
+            for error in errors:
+                self._unseen.discard(error)
         if errors:
-            raise ExceptionGroup(f"{len(errors)} of {len(self._threads)} branches raised", errors)
+            raise BaseExceptionGroup(f"{len(errors)} of {len(self._threads)} branches raised", errors)
         return list(self._jobs)
 
     def __len__(self) -> int:

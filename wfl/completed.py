@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING
 
 from wfl.errors import InvalidSessionError, TimeoutError
@@ -16,6 +16,7 @@ from wfl.timing import timeout_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
+    from queue import SimpleQueue
 
     from wfl.record import Record
 
@@ -36,8 +37,8 @@ class as_completed:  # noqa: N801 - used as the function of the same name in con
     def __iter__(self) -> Iterator[Task]:
         if not self._tasks:
             return
-        queue: SimpleQueue[Record | None] = SimpleQueue()
         clock = next(iter(self._tasks)).session.clock
+        queue: SimpleQueue[Record | None] = clock.queue()
         end = None if self._timeout is None else clock.now() + self._timeout
         stops = self._collect(queue.put)
         try:

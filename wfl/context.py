@@ -95,7 +95,7 @@ class Context(ABC):
         """The context that WFL_CONTEXT names, such as `slurm` or `process?max_parallel=4`; processes without it."""
         from urllib.parse import parse_qsl
 
-        given = os.environ.get(VARIABLE, "process")
+        given = os.environ.get(VARIABLE) or "process"
         name, _, query = given.partition("?")
         try:
             settings = dict(parse_qsl(query, strict_parsing=bool(query), keep_blank_values=True))

@@ -451,7 +451,8 @@ class Job:
 
     def __repr__(self) -> str:
         tag = f" {self._tag!r}" if self._tag else ""
-        return f"<Job{tag} {len(self._tasks)} tasks, last {self.job_id or 'none'} {self.state.value}>"
+        last = f"{self.job_id} {_state(self._tasks[-1]).value}" if self._tasks else "none"
+        return f"<Job{tag} {len(self._tasks)} tasks, last {last}>"
 
     # -- inside --
 
@@ -538,7 +539,8 @@ class Job:
     def _ended_one_by_one(self) -> Iterator[Task]:
         for task in self._leaves():
             self._try(task.wait_terminated)
-            yield task
+            if task._record.state.ended:
+                yield task
 
     @staticmethod
     def _collect_errors(f: Callable[[Task], object], task: Task) -> Exception | None:
@@ -646,7 +648,7 @@ def _sub_state_in(names: Collection[str]) -> Callable[[Task], bool]:
     wanted = {names} if isinstance(names, str) else set(names)
     for name in wanted - SUB_STATES:
         raise InvalidArgumentError(f"when: there is no sub state {name!r}:{nearest(name, SUB_STATES)}")
-    return lambda task: task.info().sub_state in wanted
+    return lambda task: (info := task._record.info) is not None and info.sub_state in wanted
 
 
 def _failure(failed: Sequence[Task]) -> str:

@@ -38,10 +38,12 @@ def fill(template: JobTemplate, index: int | None, next_number: Callable[[], int
     if not has_placeholders(template):
         return template
     home = os.path.expanduser("~")
+    number = "" if index is None else str(index)
+    directory = (template.working_directory or os.getcwd()).replace("$DRMAA2_HOME_DIR$", home)
     replacements = {
-        "$DRMAA2_INDEX$": "" if index is None else str(index),
+        "$DRMAA2_INDEX$": number,
         "$DRMAA2_HOME_DIR$": home,
-        "$DRMAA2_WORKING_DIR$": (template.working_directory or os.getcwd()).replace("$DRMAA2_HOME_DIR$", home),
+        "$DRMAA2_WORKING_DIR$": directory.replace("$DRMAA2_INDEX$", number),
     }
 
     def replace(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING
 
 from wfl.drmaa2 import JobState
@@ -12,6 +12,7 @@ from wfl.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
 
     from wfl.drmaa2 import JobInfo, JobTemplate
     from wfl.errors import WflError
@@ -27,8 +28,8 @@ class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "callbacks", "error", "final", "gates", "id", "index", "info", "job_id", "key", "own", "passed", "phase",
-        "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
+        "callbacks", "error", "final", "gate", "gates", "id", "index", "info", "job_id", "key", "own", "passed",
+        "phase", "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class Record:
         self.final: JobInfo | None = None  # an end that was seen, with its exit status still to be collected
         self.why: tuple[str, str] | None = None  # sub state and words, where the session itself ends the job
         self.gates: tuple[Gate, ...] = ()
+        self.gate: Gate | None = None  # that of its array, for another attempt
         self.passed = -1  # gates; below 0: not in line
         self.slots = template.min_slots or 1
         self.submitted = time.time()
@@ -64,11 +66,11 @@ class Record:
 class Waiter:
     """Somebody asleep until a number of records has ended (or started); `last` is the one that woke it."""
 
-    __slots__ = ("_needed", "_over", "last", "started")
+    __slots__ = ("_clock", "_needed", "_over", "last", "started")
 
-    def __init__(self, needed: int, *, started: bool = False) -> None:
-        self._needed, self.started = needed, started
-        self._over: SimpleQueue[Record | None] = SimpleQueue()
+    def __init__(self, clock: Clock, needed: int, *, started: bool = False) -> None:
+        self._clock, self._needed, self.started = clock, needed, started
+        self._over: SimpleQueue[Record | None] = clock.queue()
         self.last: Record | None = None
 
     def wake(self, record: Record | None) -> None:
@@ -78,10 +80,10 @@ class Waiter:
             if not self._needed:
                 self._over.put(record)
 
-    def sleep(self, clock: Clock, timeout: float | None) -> bool:
+    def sleep(self, timeout: float | None) -> bool:
         """Whether it was woken in time."""
         try:
-            self.last = clock.get(self._over, timeout)
+            self.last = self._clock.get(self._over, timeout)
         except Empty:
             return False
         return True
@@ -102,7 +104,7 @@ class Unseen:
     FEW = 3
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._first: dict[int, str] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from heapq import heappop, heappush
-from queue import Empty, SimpleQueue
+from queue import Empty
 from sys import float_info
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from wfl.timing import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
 
     from wfl.record import Record
     from wfl.task import Task
@@ -91,7 +92,7 @@ def retry_tasks(tasks: list[Task], times: int, backoff: Backoff, when: Callable[
         return
     session = tasks[0]._record.session
     clock = session.clock
-    ends: SimpleQueue[Record | None] = SimpleQueue()
+    ends: SimpleQueue[Record | None] = clock.queue()
     left = {task._record: task for task in tasks}
     stops = [session.collector(tasks, ends.put)]
     pauses: list[tuple[float, int, Task]] = []
@@ -110,7 +111,8 @@ def retry_tasks(tasks: list[Task], times: int, backoff: Backoff, when: Callable[
                 raise InvalidSessionError("the session was closed while tasks were being retried")
             task = left.pop(record)
             made = len(task.attempts) - 1
-            if task.state is JobState.FAILED and made < times and when(task):
+            on_purpose = record.why is not None and record.why[0] == "cancelled"
+            if record.state is JobState.FAILED and made < times and not on_purpose and when(task):
                 heappush(pauses, (clock.now() + backoff.delay(made + 1), id(task), task))
     finally:
         for stop in stops:

@@ -62,7 +62,7 @@ FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
 FOLLOW_STORE = 0.5
 """Seconds between two looks at what other living programs have in their queues."""
-CALLBACK_THREADS = 64
+CALLBACK_THREADS = 1000
 _ENDING = (Action.TERMINATE, Action.KILL)
 CALLBACK_PATIENCE = 5.0
 """Seconds that closing waits for callbacks that have not returned."""
@@ -93,7 +93,7 @@ class JobSession:
         self.name = context.session_name
         self.context = context
         self.backend = context.backend()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or finaliser may come in between
         self._records: dict[str, Record] = {}
         self._arrays: dict[str, TaskArray] = {}
         self._uncollected: dict[Record, float] = {}
@@ -195,7 +195,7 @@ class JobSession:
         job_id = key if record.index is None else record.job_id
         template = self._fill(record.source, record.index)
         new = Record(self, key, template, source=record.source, job_id=job_id, index=record.index)
-        self._admit([new])
+        self._admit([new], gate=record.gate)
         return new
 
     def start_array(self, template: JobTemplate, indexes: range, max_parallel: int | None = None) -> TaskArray:
@@ -242,12 +242,12 @@ class JobSession:
     def _admit(self, records: list[Record], *, gate: Gate | None = None, submit: Submit | None = None) -> None:
         """Enter new records into the ledger, and submit those that may start now."""
         gates = tuple(g for g in (gate, self.context.gate) if g is not None)
-        with self._lock:
-            for record in records:
-                record.gates = gates
-                self._records[record.id] = record
-            self._unended += len(records)
         try:
+            with self._lock:
+                for record in records:
+                    record.gates, record.gate = gates, gate
+                    self._records[record.id] = record
+                self._unended += len(records)
             self._launch(records, submit)
         except BaseException:
             self._end_here([r for r in records if r.phase == HERE], "cancelled", "its submission was interrupted")
@@ -289,6 +289,9 @@ class JobSession:
         """Go through hold, start time and gates; True if nothing is in the way."""
         template = record.template
         if template.deadline_time is not None:
+            if _until(template.deadline_time) <= 0:
+                self._end_here([record], "timeout", "its deadline_time had passed before it was submitted")
+                return False
             self._end_by(record, template.deadline_time)
         if template.submit_as_hold and not self._has(Capability.HOLD):
             record.state = JobState.QUEUED_HELD
@@ -613,7 +616,7 @@ class JobSession:
         self._hurry()
         woken, left = False, 0
         try:
-            woken = waiter.sleep(self.clock, timeout)
+            woken = waiter.sleep(timeout)
         finally:
             if not woken:
                 left = self._unregister([task._record for task in tasks], waiter)
@@ -630,7 +633,7 @@ class JobSession:
             if not asleep:
                 return None
             self._check_open()
-            waiter = Waiter(len(asleep), started=started)
+            waiter = Waiter(self.clock, len(asleep), started=started)
             _enlist(asleep, waiter)
             return waiter
 
@@ -648,7 +651,7 @@ class JobSession:
             raise InvalidArgumentError("there is no task to wait for")
         records = [task._record for task in tasks]
         self._check_fork()
-        waiter = Waiter(1, started=started)
+        waiter = Waiter(self.clock, 1, started=started)
         with self._lock:
             done = next((t for t in tasks if t._record.state.ended or (started and t._record.state.started)), None)
             if done is not None:
@@ -658,7 +661,7 @@ class JobSession:
         self._hurry()
         woken = False
         try:
-            woken = waiter.sleep(self.clock, timeout)
+            woken = waiter.sleep(timeout)
         finally:
             self._unregister(records, waiter)
         if not woken:
@@ -762,6 +765,9 @@ class JobSession:
                         failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
                 elif record.phase == ACCEPTED:
                     native.append(record)
+                elif not record.own:
+                    words = f"{record.id}: cannot {action.value}: it waits in the queue of another program that runs"
+                    failures[record.id] = InvalidStateError(words)
                 elif record.phase == HERE:
                     here.append(record)
                 elif action in _ENDING:
@@ -917,7 +923,7 @@ class JobSession:
         waiter = self._register([record])
         self._hurry()
         while not over:
-            over = waiter is None or waiter.sleep(self.clock, FOLLOW)
+            over = waiter is None or waiter.sleep(FOLLOW)
             if over and self._closed:
                 self._check_open()
             for data in self._read_on(record, stream, position):
@@ -1026,13 +1032,13 @@ class JobSession:
         return record
 
     def _restore_arrays(self, records: Iterable[Record]) -> None:
-        elements: dict[str, list[Record]] = {}
+        attempts: dict[str, dict[int, list[Record]]] = {}
         for record in records:
             if record.index is not None:
-                elements.setdefault(record.job_id, []).append(record)
-        for job_id, members in elements.items():
-            tasks = [Task(member) for member in members]
-            self._arrays[job_id] = TaskArray(self, job_id, members[0].template, tasks)
+                attempts.setdefault(record.job_id, {}).setdefault(record.index, []).append(record)
+        for job_id, elements in attempts.items():
+            tasks = [Task.of_attempts(elements[index]) for index in sorted(elements)]
+            self._arrays[job_id] = TaskArray(self, job_id, tasks[0].template, tasks)
 
     def _find(self, records: Sequence[Record], wait: float = 0.5) -> None:
         """Ask the system for these, of which an earlier or another program knew, until it answers."""
@@ -1150,7 +1156,7 @@ class JobSession:
     def _forked(self) -> None:
         """In a forked child: no lock may be touched (its owner does not exist here), nothing may be sent."""
         self._closed = _FORKED
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for record in self._records.values():
             for gate in record.gates:
                 gate.clear()
@@ -1163,6 +1169,8 @@ def _check_output(template: JobTemplate) -> None:
     """Elements of an array that write to one file would overwrite each other."""
     for name in ("output_path", "error_path"):
         path = getattr(template, name) or "/dev/null"
+        if not os.path.isabs(path):
+            path = f"{template.working_directory}/{path}"
         if not path.startswith("/dev/") and "$DRMAA2_INDEX$" not in path and "{{" not in path:
             raise InvalidArgumentError(f"{name} is {path!r} for every element of the array: put $DRMAA2_INDEX$ into it")
 

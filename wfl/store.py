@@ -273,7 +273,8 @@ def _boot() -> str:
 
 def _started(pid: int | str) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return "-" if fields[0] in (b"Z", b"X") else fields[19].decode()  # a zombie is dead
     except (OSError, IndexError):
         pass
     try:

@@ -33,6 +33,13 @@ class Task:
         self._record = record
         self._earlier: tuple[Record, ...] = ()
 
+    @classmethod
+    def of_attempts(cls, records: Sequence[Record]) -> Task:
+        """The task that made these attempts, oldest first."""
+        task = cls(records[-1])
+        task._earlier = tuple(records[:-1])
+        return task
+
     # -- what it is --
 
     @property
@@ -339,12 +346,14 @@ def leaves(tasks: Sequence[Task | TaskArray]) -> list[Task]:
 
 def _end(session: JobSession, tasks: Sequence[Task], grace: float | timedelta | None) -> None:
     seconds = timeout_seconds(grace, "grace")
+    for_ever = grace is not None and seconds is None
     tasks = [task for task in tasks if not task._record.state.ended]
-    if not seconds:
+    if not seconds and not for_ever:
         session.control(tasks, Action.KILL)
         return
     session.control(tasks, Action.TERMINATE)
-    session.kill_later(tasks, seconds)
+    if seconds:
+        session.kill_later(tasks, seconds)
 
 
 def _text(data: bytes, encoding: str | None) -> str | bytes:

@@ -46,6 +46,10 @@ class Clock:
         """Seconds since some beginning; they only grow."""
         return time.monotonic()
 
+    def queue(self) -> SimpleQueue[Any]:
+        """A new queue, in which `get` can sleep."""
+        return SimpleQueue()
+
     def get(self, queue: SimpleQueue[_T], timeout: float | None = None) -> _T:
         """Sleep until something is in the queue, and take it out. Raises Empty after `timeout` seconds."""
         return queue.get(timeout=timeout)
@@ -53,7 +57,7 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         """Sleep for so many seconds."""
         with suppress(Empty):
-            self.get(SimpleQueue(), seconds)
+            self.get(self.queue(), min(seconds, threading.TIMEOUT_MAX))
 
     def attend(self) -> Callable[[], None]:
         """Somebody waits by other means (an event loop), until the returned function is called."""

@@ -569,9 +569,10 @@ class _Journal:
         if message[0] == "keeper":
             _, self._pid, _, self._boot = message
         elif message[0] == "take":
-            for n, key in message[1]:
+            _, rows, cwd = message
+            for n, key in rows:
                 if (task := wanted.get(key)) is not None:
-                    self.processes[n] = _Process(key, None, n, _paths(self.directory, task.template))
+                    self.processes[n] = _Process(key, None, n, _paths(self.directory, cwd, task.template))
         else:
             for row in message[1]:
                 if (process := self.processes.get(row[0])) is not None:
@@ -591,8 +592,7 @@ class _Journal:
         return f"its keeper (process {self._pid}) is gone; somebody may have killed it"
 
 
-def _paths(directory: Path, template: JobTemplate) -> _Paths:
-    cwd = os.path.abspath(template.working_directory or os.getcwd())
+def _paths(directory: Path, cwd: str, template: JobTemplate) -> _Paths:
     out, err = template.output_path or None, template.error_path or None
     join = bool(template.join_files) or (out is not None and out == err)
     return _Paths(directory, cwd, out, None if join else err, join=join)

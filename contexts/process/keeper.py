@@ -40,6 +40,8 @@ LIMIT_GRACE = 2.0
 TELL_DELAY = 0.002
 """Seconds that the news of a start may wait for the news of its end, so that a short task costs one message."""
 TELL_BATCH = 64
+LONGEST_SLEEP = 3600.0
+"""Seconds: epoll counts milliseconds in an int, and a limit of time may be a month away."""
 STAGERS = 8
 """How many copies of files (staging) may run at once."""
 
@@ -59,6 +61,10 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
 parse = json.JSONDecoder().decode
+
+
+class ChildRefusedError(OSError):
+    """The child itself could not do what it was told, under limits of its own: trying later will not help."""
 
 
 class Task:
@@ -233,7 +239,7 @@ class Keeper:
             waits.append(self.oldest + TELL_DELAY - time.monotonic())
         if self.clocks:
             waits.append(self.clocks[0][0] - time.time())
-        return max(0.0, min(waits)) if waits else None
+        return max(0.0, min(*waits, LONGEST_SLEEP)) if waits else None
 
     def _catch_signals(self) -> None:
         reader, writer = os.pipe()
@@ -337,7 +343,7 @@ class Keeper:
         count = spec.get("fds", 0)
         fds, connection.fds = connection.fds[:count], connection.fds[count:]
         order = Order(spec, self.env, fds, len(tasks))
-        self._note(["take", [task[:2] for task in tasks]])
+        self._note(["take", [task[:2] for task in tasks], order.cwd])
         for n, key, extra in tasks:
             task = self.tasks[n] = Task(n, key, extra, order)
             self.pending.append(task)
@@ -437,7 +443,8 @@ class Keeper:
                 self._spawn(task)
         except OSError as error:
             self._give_back(task)
-            if error.errno == errno.EAGAIN or (error.errno in TRY_LATER and self.by_pid):
+            shortage = error.errno == errno.EAGAIN or (error.errno in TRY_LATER and self.by_pid)
+            if shortage and not isinstance(error, ChildRefusedError):
                 self.pending.appendleft(task)  # with EAGAIN all that runs may be another keeper's
                 self._rest()
                 return
@@ -832,7 +839,7 @@ def fork_exec(order: Order, env: dict[bytes, bytes], actions: list[tuple[Any, ..
     if problem:
         os.waitpid(pid, 0)
         code, _, words = problem.partition(" ")
-        raise OSError(int(code), words or os.strerror(int(code)))
+        raise ChildRefusedError(int(code), words or os.strerror(int(code)))
     return pid
 
 

@@ -65,14 +65,11 @@ def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
     if not template.remote_command:
         raise InvalidArgumentError("remote_command is empty: name the program to run")
     _check_host(template)
-    cwd = os.getcwd()
-    if template.working_directory:
-        cwd = os.path.join(cwd, template.working_directory)
-        _check_directory(cwd)
+    cwd = _directory(template)
     argv = [template.remote_command, *(template.args or ())]
     _check_size(argv, env)
     found: dict[str, Any] = {
-        "path": find_program(template.remote_command, cwd, env.get("PATH") or os.defpath),
+        "path": _program(template, cwd, env),
         "argv": argv,
         "cwd": cwd,
         **_files(template, cwd),
@@ -87,6 +84,26 @@ def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
     if template.deadline_time is not None:
         found["until"] = template.deadline_time.timestamp()
     return found
+
+
+def _program(template: JobTemplate, cwd: str, env: Mapping[str, str]) -> str:
+    command = template.remote_command or ""
+    if template.stage_in_files and "/" in command:
+        return os.path.join(cwd, command)  # it may be among the files that are copied in before the start
+    return find_program(command, cwd, env.get("PATH") or os.defpath)
+
+
+def _directory(template: JobTemplate) -> str:
+    cwd = template.working_directory or ""
+    if not os.path.isabs(cwd):
+        try:
+            cwd = os.path.join(os.getcwd(), cwd) if cwd else os.getcwd()
+        except FileNotFoundError:
+            words = f"working_directory {cwd!r}: the directory that the program is in was removed"
+            raise InvalidArgumentError(words) from None
+    if template.working_directory:
+        _check_directory(cwd)
+    return cwd
 
 
 def find_program(command: str, cwd: str, path: str) -> str:
@@ -126,13 +143,15 @@ def _files(template: JobTemplate, cwd: str) -> dict[str, Any]:
     if template.input_path:
         found["in"] = template.input_path
         _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
-        if template.input_path not in PASSED and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
+        staged = template.stage_in_files or template.input_path in PASSED
+        if not staged and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
             raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
     for name, path in (("output_path", out), ("error_path", err)):
         if path is not None and path not in PASSED:
             if template.input_path and _same(path, template.input_path, cwd) and path != "/dev/null":
                 raise InvalidArgumentError(f"{name} and input_path are the same file, {path}: it would be emptied")
-            _check_writable(name, os.path.join(cwd, path))
+            if not template.stage_in_files:
+                _check_writable(name, os.path.join(cwd, path))
     found.update(out=out, err=None if found["join"] else err)
     return found
 

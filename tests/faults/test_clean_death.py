@@ -45,8 +45,8 @@ DEATHS = {
 def test_nothing_is_left_of_a_killed_program(death: str, tmp_path: Path) -> None:
     """Killed at random moments, also inside a burst: no task, grandchild, keeper or temporary file is left in 2 s."""
     number, group = DEATHS[death]
-    chance = random.Random(start := seed())
-    print("WFL_FAULTS_SEED", start)
+    chance = random.Random(start := seed())  # noqa: S311 - moments, no secrets
+    print("WFL_FAULTS_SEED", start)  # noqa: T201 - what repeats a failure
     for turn in range(kills(2)):
         log = tmp_path / f"log-{turn}"
         with Program(BURST, tmp_path, str(HYDRA), str(log)) as program:

@@ -92,14 +92,15 @@ print("over", flush=True)
 FORKS = {
     "os.fork": "child = os.fork()",
     "multiprocessing": "import multiprocessing, time\n"
-    "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\nchild.start()\nchild = child.pid",
+    "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+    "child.start()\nchild = child.pid",
     "C": "import ctypes\nchild = ctypes.CDLL(None).fork()",
 }
 
 
 @pytest.mark.parametrize("fork", FORKS)
 def test_the_death_of_the_program_is_noticed_though_its_child_lives(fork: str, tmp_path: Path) -> None:
-    """Copies of the program's descriptors in a living child, also of a fork that Python knows nothing of, hide nothing."""
+    """Copies of the program's descriptors in a living child, also of a fork unknown to Python, hide nothing."""
     source = (
         SLEEPER
         + FORKS[fork]

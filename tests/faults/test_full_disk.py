@@ -1,4 +1,4 @@
-"""A file system without space left: under the output, under the store. The task or the call says so; the session lives."""
+"""No space left, under the output or under the store: the task or the call says so, the session lives."""
 
 from __future__ import annotations
 

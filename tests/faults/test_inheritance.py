@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.machine import Program
-from wfl import Workflow
+from wfl import Task, Workflow
 from wfl.contexts.process import ProcessContext
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def test_the_environment_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) 
                 monkeypatch.delenv("WFL_TEST_VALUE")
             else:
                 monkeypatch.setenv("WFL_TEST_VALUE", value)
-            text = flow.run("sh", "-c", 'printf %s "${WFL_TEST_VALUE-unset}"').tasks[0].output(encoding=None)
-            seen.append(text)
+            task = flow.run("sh", "-c", 'printf %s "${WFL_TEST_VALUE-unset}"').tasks[0]
+            assert isinstance(task, Task)
+            seen.append(task.output(encoding=None))
     assert seen == [b"one", b"two", b"unset", os.fsencode("ünï \udcff")]

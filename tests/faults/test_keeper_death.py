@@ -147,7 +147,7 @@ def test_a_detached_keeper_that_is_told_to_end_ends_its_tasks(detached: Workflow
 def test_a_stopped_keeper_does_not_hang_the_program(
     own: Workflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A control call ends with DrmCommunicationError after its time; nothing is called ended; later all is as before."""
+    """A control call ends with DrmCommunicationError after its time; nothing has ended; later all is as before."""
     monkeypatch.setattr(link, "PATIENCE", 0.5)
     job = own.run(*sleeper(tmp_path / "pid"))
     pid_of(job, tmp_path / "pid")

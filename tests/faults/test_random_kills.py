@@ -100,8 +100,8 @@ def check(directory: Path, found: list[list[Any]]) -> None:
 @pytest.mark.parametrize("limit", [0, 3], ids=["unlimited", "queued"])
 def test_every_submission_is_accounted_for_once(limit: int, tmp_path: Path) -> None:
     """Killed at a random moment, perhaps twice; then one or two programs come back at the same time and find all."""
-    chance = random.Random(start := seed())
-    print("WFL_FAULTS_SEED", start)
+    chance = random.Random(start := seed())  # noqa: S311 - moments, no secrets
+    print("WFL_FAULTS_SEED", start)  # noqa: T201 - what repeats a failure
     for turn in range(kills(20) // 2):
         directory = tmp_path / f"turn-{turn}"
         directory.mkdir()
@@ -127,7 +127,8 @@ def test_every_submission_is_accounted_for_once(limit: int, tmp_path: Path) -> N
             for report in reports:
                 check(directory, report)
             assert all(sorted(map(str, report)) == sorted(map(str, reports[0])) for report in reports)
-            wait_until("no process is left", lambda p=programs: not any(marked(one.mark) for one in p))
+            marks = [one.mark for one in programs]
+            wait_until("no process is left", lambda marks=marks: not any(map(marked, marks)))  # type: ignore[misc]
 
 
 def test_a_keeper_that_was_just_starting_is_waited_for(tmp_path: Path) -> None:

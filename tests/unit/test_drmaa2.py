@@ -323,9 +323,7 @@ class TestMakingATemplate:
             ("start_time", 0, "an aware datetime"),
         ],
     )
-    def test_wrong_types_are_told_with_field_value_and_expected(
-        self, field: str, value: Any, expected: str
-    ) -> None:
+    def test_wrong_types_are_told_with_field_value_and_expected(self, field: str, value: Any, expected: str) -> None:
         """A wrong type is a TypeError with all that is needed to mend it."""
         with pytest.raises(TypeError) as caught:
             JobTemplate(**cast("Any", {field: value}))
@@ -447,9 +445,7 @@ class TestTemplateAsAValue:
     def test_other_content_is_not_equal(self, template: JobTemplate, field: str) -> None:
         """A template that has one field more is another value."""
         if getattr(template, field) is None:
-            assert (
-                template != template.replace(**cast("Any", {field: getattr(EVERYTHING, field)})) != EVERYTHING
-            )
+            assert template != template.replace(**cast("Any", {field: getattr(EVERYTHING, field)})) != EVERYTHING
 
     def test_replace_changes_some_and_none_unsets(self) -> None:
         """The other fields stay; the original too."""
@@ -465,9 +461,7 @@ class TestTemplateAsAValue:
             ({"min_slots": 5}, InvalidArgumentError, "max_slots is 4, below min_slots, which is 5"),
         ],
     )
-    def test_replace_checks_like_the_constructor(
-        self, changes: Any, error: type[Exception], text: str
-    ) -> None:
+    def test_replace_checks_like_the_constructor(self, changes: Any, error: type[Exception], text: str) -> None:
         """A change is checked, also against the fields that stay."""
         with pytest.raises(error, match=text):
             EVERYTHING.replace(**changes)
@@ -486,9 +480,7 @@ class TestMerging:
 
     def test_own_values_win_and_maps_are_joined(self) -> None:
         """Environment and staging are joined key by key, all else is taken whole."""
-        own = JobTemplate(
-            args=["x"], job_environment={"A": "own"}, stage_in_files={"i": "1"}, extensions={"own": "1"}
-        )
+        own = JobTemplate(args=["x"], job_environment={"A": "own"}, stage_in_files={"i": "1"}, extensions={"own": "1"})
         defaults = JobTemplate(
             args=["y", "z"],
             job_name="default",
@@ -653,9 +645,7 @@ class TestJobInfo:
         st.sampled_from(sorted(SUB_STATES)) | st.none(),
         st.text(characters | escaped_bytes),
     )
-    def test_json_round_trip_is_exact(
-        self, span: timedelta, state: JobState, sub_state: Any, words: str
-    ) -> None:
+    def test_json_round_trip_is_exact(self, span: timedelta, state: JobState, sub_state: Any, words: str) -> None:
         """Durations come back to the microsecond, the rest as it was."""
         info = JobInfo(id="1", state=state, sub_state=sub_state, annotation=words, wallclock_time=span)
         assert JobInfo.from_json(info.to_json()) == info

@@ -113,9 +113,7 @@ def test_env_sequence_counts(start: int, step: int, calls: int) -> None:
     iterator = env_sequence("N", start, step)
     template = JobTemplate(job_environment={"N": "old", "HOME": "/"})
     results = [iterator(template) for _ in range(calls)]
-    assert [dict(environment(t)) for t in results] == [
-        {"N": str(start + n * step), "HOME": "/"} for n in range(calls)
-    ]
+    assert [dict(environment(t)) for t in results] == [{"N": str(start + n * step), "HOME": "/"} for n in range(calls)]
 
 
 def test_env_sequence_does_not_add_up_rounding_errors() -> None:

@@ -31,6 +31,18 @@ class _Alarm:
     """Put into a queue when somebody has slept long enough."""
 
 
+class _Queue(SimpleQueue[_T]):
+    """Knows what was put into it and is not yet with who sleeps there: a woken thread takes its time to wake up."""
+
+    def __init__(self) -> None:
+        self.coming: deque[_T] = deque()
+
+    def put(self, item: _T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - as its base has it
+        """Put it in; never blocks."""
+        self.coming.append(item)
+        super().put(item)
+
+
 class VirtualTime:
     """What is due, in order, and who sleeps. One for all sessions of a system; a thread moves it while there are any.
 
@@ -45,7 +57,7 @@ class VirtualTime:
         self._due: list[tuple[float, int, list[Callable[[], object]]]] = []
         self._soon: deque[Callable[[], object]] = deque()
         self._order = itertools.count()
-        self._asleep: dict[_Alarm, SimpleQueue[Any]] = {}
+        self._asleep: dict[_Alarm, _Queue[Any]] = {}
         self._attended = self._users = 0
         self._changed = threading.Condition()
         self._turn = threading.RLock()
@@ -68,29 +80,31 @@ class VirtualTime:
 
     def get(self, queue: SimpleQueue[_T], timeout: float | None) -> _T:
         """Sleep until something is in the queue. Raises Empty when `timeout` seconds are over."""
+        assert isinstance(queue, _Queue)
         if timeout == 0:
-            return queue.get_nowait()
+            got = queue.get_nowait()
+            queue.coming.popleft()
+            return got
         late: Any = _Alarm()
         call_off = self.after(inf if timeout is None else timeout, lambda: queue.put(late))
-        self._count(late, queue)
+        with self._changed:
+            self._asleep[late] = queue
+            self._changed.notify()
         try:
             got = queue.get()
             while type(got) is _Alarm and got is not late:
-                got = queue.get()  # that was of an earlier sleep, which had been woken just before
+                queue.coming.popleft()  # that was of an earlier sleep, which had been woken just before
+                got = queue.get()
         finally:
             call_off()
-            self._count(late, None)
+            with self._changed:
+                del self._asleep[late]
+                if queue.coming:
+                    queue.coming.popleft()
+                self._changed.notify()
         if got is late:
             raise Empty
         return got
-
-    def _count(self, sleeper: _Alarm, queue: SimpleQueue[Any] | None) -> None:
-        with self._changed:
-            if queue is None:
-                del self._asleep[sleeper]
-            else:
-                self._asleep[sleeper] = queue
-            self._changed.notify()
 
     def attend(self, change: int) -> None:
         """So many event loops more, or fewer, wait."""
@@ -158,7 +172,7 @@ class VirtualTime:
         return False
 
     def _all_asleep(self) -> bool:
-        return bool(self._asleep) and all(queue.empty() for queue in self._asleep.values())
+        return bool(self._asleep) and not any(queue.coming for queue in self._asleep.values())
 
 
 class SessionClock(Clock):
@@ -171,6 +185,10 @@ class SessionClock(Clock):
     def now(self) -> float:
         """Virtual seconds."""
         return self._time.now
+
+    def queue(self) -> SimpleQueue[Any]:
+        """One that says whether somebody sleeps in it."""
+        return _Queue()
 
     def get(self, queue: SimpleQueue[_T], timeout: float | None = None) -> _T:
         """Sleep in virtual time."""
