@@ -21,6 +21,9 @@ from wfl import Workflow, shell
 flow = Workflow()
 job = flow.run(shell({NOTE + "exec sleep 600"!r}, job_environment={{"LOG": sys.argv[1]}}))
 job.tasks[0].wait_started(30)
+import time
+while not os.path.exists(sys.argv[1]):  # started, but perhaps not yet at its note
+    time.sleep(0.01)
 """
 
 
