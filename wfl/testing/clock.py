@@ -9,7 +9,7 @@ from collections import deque
 from heapq import heappop, heappush
 from math import inf
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from wfl.threads import Clock, Pool
 
@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 IDLE = 0.5
 """Real seconds without a sign from anybody, after which time goes on all the same: somebody may be waiting by means
 that are not seen here, such as a loop that looks at a state."""
+HELD = 5.0
+"""The same while there is news that a session has not asked for yet."""
 ATTENDED = 0.01
 """The same while an event loop waits: the time that it gets to run what was woken before more happens."""
 
@@ -70,7 +72,12 @@ class VirtualTime:
             if seconds < inf:
                 heappush(self._due, (self.now + seconds, next(self._order), entry))
             self._changed.notify()
-        return entry.clear
+
+        def call_off() -> None:
+            with self._changed:
+                entry.clear()
+
+        return call_off
 
     def soon(self, f: Callable[[], object]) -> None:
         """Call `f` before time goes on."""
@@ -78,13 +85,14 @@ class VirtualTime:
             self._soon.append(f)
             self._changed.notify()
 
-    def get(self, queue: SimpleQueue[_T], timeout: float | None) -> _T:
+    def get(self, queue: _Queue[_T], timeout: float | None) -> _T:
         """Sleep until something is in the queue. Raises Empty when `timeout` seconds are over."""
-        assert isinstance(queue, _Queue)
-        if timeout == 0:
+        coming = queue.coming
+        while timeout == 0:
             got = queue.get_nowait()
-            queue.coming.popleft()
-            return got
+            coming.popleft()
+            if type(got) is not _Alarm:
+                return got
         late: Any = _Alarm()
         call_off = self.after(inf if timeout is None else timeout, lambda: queue.put(late))
         with self._changed:
@@ -93,14 +101,14 @@ class VirtualTime:
         try:
             got = queue.get()
             while type(got) is _Alarm and got is not late:
-                queue.coming.popleft()  # that was of an earlier sleep, which had been woken just before
+                coming.popleft()  # that was of an earlier sleep, which had been woken just before
                 got = queue.get()
         finally:
             call_off()
             with self._changed:
                 del self._asleep[late]
-                if queue.coming:
-                    queue.coming.popleft()
+                if coming:
+                    coming.popleft()
                 self._changed.notify()
         if got is late:
             raise Empty
@@ -164,10 +172,11 @@ class VirtualTime:
         with self._changed:
             while self._users:
                 when = self._next()
-                due = self.auto and when < inf
-                if self._soon or (due and self._all_asleep() and (when == self.now or not self._held())):
+                due, held = self.auto and when < inf, self._held() and when > self.now
+                if self._soon or (due and not held and self._all_asleep()):
                     return True
-                if not self._changed.wait((ATTENDED if self._attended else IDLE) if due else None):
+                pause = HELD if held else ATTENDED if self._attended else IDLE
+                if not self._changed.wait(pause if due else None):
                     return True
         return False
 
@@ -192,7 +201,7 @@ class SessionClock(Clock):
 
     def get(self, queue: SimpleQueue[_T], timeout: float | None = None) -> _T:
         """Sleep in virtual time."""
-        return self._time.get(queue, timeout)
+        return self._time.get(cast("_Queue[_T]", queue), timeout)
 
     def attend(self) -> Callable[[], None]:
         """Let time go on while an event loop waits."""

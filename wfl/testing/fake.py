@@ -105,7 +105,10 @@ class FakeBackend(Backend):
 
     def ask(self, ids: Sequence[str]) -> Answer:
         """All that it knows."""
-        return self._call("ask", lambda: self._system.answer(ids))
+        try:
+            return self._call("ask", lambda: self._system.answer(ids))
+        finally:
+            self._system.was_asked()
 
     def find(self, known: Sequence[Known]) -> Answer:
         """By key alone."""

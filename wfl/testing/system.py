@@ -232,11 +232,13 @@ class FakeSystem:
     def answer(self, ids: Sequence[str]) -> Answer:
         """Where these are."""
         with self._lock:
-            self._news = False
             infos = [self._seen(self._jobs[id]) for id in ids if id in self._jobs]
-            gone = [id for id in ids if id not in self._jobs]
-        self.time.attend(0)  # what held it up may be over
-        return Answer(infos=infos, gone=gone)
+            return Answer(infos=infos, gone=[id for id in ids if id not in self._jobs])
+
+    def was_asked(self) -> None:
+        """Time, which stands still while news has not been asked for, goes on."""
+        self._news = False
+        self.time.attend(0)
 
     def find(self, keys: Sequence[str]) -> Answer:
         """Where the jobs of these keys are."""
