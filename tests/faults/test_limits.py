@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,13 +61,11 @@ def room() -> int:
 
 
 @pytest.mark.timeout(400)
-def test_a_large_array_runs_within_1024_descriptors(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_large_array_runs_within_1024_descriptors(tmp_path: Path) -> None:
     """20,000 elements in flight (fewer here: WFL_FAULTS=100 asks for all); none fails, few threads and files."""
     wanted = WANTED if int(os.environ.get("WFL_FAULTS", "20")) >= 100 else 2_000
     count = min(wanted, room())
-    record_property("in flight", count)
+    print("in flight:", count)  # noqa: T201 - tells what this machine had room for
     if count < 100:
         pytest.skip(f"the limits of this machine leave room for {count} processes")
     os.mkfifo(tmp_path / "hold")
