@@ -89,7 +89,7 @@ class Task:
 
     def _renew(self) -> None:
         """Submit it once more; from now on this handle shows the new attempt."""
-        record = self._record.session.again(self._record)
+        record = self._record.session.again(self._record.session.look(self._record))  # this failure is being seen to
         self._earlier, self._record = (*self._earlier, self._record), record
 
     @property

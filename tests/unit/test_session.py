@@ -1759,6 +1759,20 @@ def test_waiting_is_not_looking(caplog: pytest.LogCaptureFixture) -> None:
     assert len(unseen(caplog)) == 1
 
 
+@pytest.mark.parametrize(("command", "warnings"), [("false", 1), ("once", 0)])
+def test_a_retry_sees_to_all_failures_but_the_last(
+    command: str, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was tried again is no unseen failure; that the last attempt failed, too, is one."""
+    outcomes = iter([Outcome(exit_status=1), Outcome()])
+    system = FakeSystem(
+        lambda template, _: Outcome(exit_status=1) if template.remote_command == "false" else next(outcomes)
+    )
+    with Workflow(FakeContext(system)) as flow:
+        flow.run(command).retry(1, backoff=0)
+    assert len(unseen(caplog)) == warnings
+
+
 def test_what_closing_ends_is_no_unseen_failure(caplog: pytest.LogCaptureFixture) -> None:
     """Jobs that closing ends are told of once, as such."""
     session = JobSession(FakeContext({"x": FOREVER}))
