@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 from wfl.backend import ended
@@ -14,6 +15,7 @@ from wfl.record import ACCEPTED
 
 if TYPE_CHECKING:
     from wfl.session import JobSession
+    from wfl.threads import Clock, Pool
 
 SLOWER = 1.5
 """By how much the interval grows while nothing changes."""
@@ -21,60 +23,63 @@ JITTER = 0.1
 
 
 class Asker:
-    """One thread: asks soon after something was submitted or somebody began to wait, then ever more rarely.
+    """Asks soon after something was submitted or somebody began to wait, then ever more rarely.
 
     Between two questions lie at least `limits.ask_min` seconds and at most `limits.ask_max`. No answer means asking
-    again later; it says nothing about any job.
+    again later; it says nothing about any job. It needs no thread: the session's clock rings, and a worker asks.
     """
 
-    def __init__(self, session: JobSession) -> None:
-        self._session = session
+    def __init__(self, session: JobSession, clock: Clock, workers: Pool) -> None:
+        self._session, self._clock, self._workers = session, clock, workers
         self._limits = session.backend.limits
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._interval = self._limits.ask_min
-        self._last = 0.0
-        self._thread: threading.Thread | None = None
-        self._stopped = self._down = False
+        self._last = -inf
+        self._due: float | None = None  # when the clock will ring
+        self._asking = self._stopped = self._down = False
 
     def hurry(self) -> None:
         """Something is expected: ask as soon as the shortest interval allows."""
-        with self._changed:
+        with self._lock:
             self._interval = self._limits.ask_min
-            if self._thread is None and not self._stopped:
-                self._thread = threading.Thread(target=self._run, name="wfl-asker", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._plan()
 
     def stop(self) -> None:
         """Ask no more."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify()
 
-    def _run(self) -> None:
-        while self._wait():
-            try:
+    def _plan(self) -> None:
+        """Have the next question put in time (with the lock held), unless it is already, or one is on its way."""
+        now = self._clock.now()
+        due = max(now, self._last + self._interval * random.uniform(1, 1 + JITTER))  # noqa: S311
+        if not self._stopped and not self._asking and (self._due is None or due < self._due):
+            self._due = due
+            self._clock.after(due - now, lambda: self._ring(due))
+
+    def _ring(self, due: float) -> None:
+        with self._lock:
+            if self._stopped or due != self._due:  # an earlier one has been planned since
+                return
+            self._due, self._last, self._asking = None, self._clock.now(), True
+        self._workers.submit(self._round)
+
+    def _round(self) -> None:
+        """One question, if there is somebody to ask about; it survives everything."""
+        try:
+            if self._session.accepted():
                 self._ask()
-            except Exception as error:  # noqa: BLE001 - the asker survives; what it missed it asks again
-                if not self._down:
-                    words = "" if isinstance(error, WflError) else " in an unforeseen way"
-                    log.warning("%s does not answer%s, asking on: %s", self._session.backend.name, words, error)
-                self._down = True
-                self._slow_down()
-
-    def _wait(self) -> bool:
-        """Until the next question is due and there is somebody to ask about."""
-        with self._changed:
-            while not self._stopped:
-                due = self._last + self._interval * random.uniform(1, 1 + JITTER) - time.monotonic()  # noqa: S311
-                if due > 0:  # first, as many submissions at once hurry it many times
-                    self._changed.wait(due)
-                elif not self._session.accepted():
-                    self._changed.wait()
-                else:
-                    self._last = time.monotonic()
-                    return True
-        return False
+        except Exception as error:  # noqa: BLE001 - what it missed it asks again
+            if not self._down:
+                words = "" if isinstance(error, WflError) else " in an unforeseen way"
+                log.warning("%s does not answer%s, asking on: %s", self._session.backend.name, words, error)
+            self._down = True
+            self._slow_down()
+        with self._lock:
+            self._asking = False
+        if self._session.accepted():
+            with self._lock:
+                self._plan()
 
     def _ask(self) -> None:
         session = self._session

@@ -123,6 +123,7 @@ class Job:
         task = self._last()
         if task is not None:
             self._try(lambda: task.wait_terminated(limit))
+            self._raise_new(leaves([task]))
         return self
 
     def synchronize(
@@ -141,6 +142,7 @@ class Job:
             self._try(lambda: show(self._session(), tasks, limit))
         else:
             self._try(lambda: self._session().wait(tasks, limit))
+        self._raise_new(tasks)
         return self
 
     def after(self, duration: float | timedelta) -> Self:
@@ -481,21 +483,25 @@ class Job:
 
     def _add(self, tasks: Sequence[Task | TaskArray]) -> None:
         self._tasks += tasks
-        new = leaves(tasks)
-        self._gather(new)
-        if self._workflow is not None and self._workflow.raise_errors:
-            for task in new:
-                if task._record.error is not None:
-                    raise task.error or InvalidStateError(task.id)
+        self._raise_new(leaves(tasks))
 
-    def _gather(self, tasks: Sequence[Task]) -> None:
-        """Failed submissions are errors of the Job."""
+    def _gather(self, tasks: Sequence[Task]) -> list[Task]:
+        """Failed submissions are errors of the Job; the tasks whose failure was not known."""
         known = set(map(id, self._errors))
+        new = []
         for task in tasks:
             error = task._record.error
             if error is not None and id(error) not in known:
                 known.add(id(error))
                 self._errors.append(error)
+                new.append(task)
+        return new
+
+    def _raise_new(self, tasks: Sequence[Task]) -> None:
+        """Gather, and with raise_errors raise what is new: a start may turn out to have failed only later."""
+        for task in self._gather(tasks):
+            if self._workflow is not None and self._workflow.raise_errors and (error := task.error) is not None:
+                raise error
 
     def _last(self) -> Task | TaskArray | None:
         """The last task; without one, that is an error of the Job."""
@@ -521,6 +527,7 @@ class Job:
         except WflError as error:
             self._keep(error)
             return self
+        self._raise_new(leaves([task]))
         if wanted is JobState.FAILED:
             _look(task)  # somebody cares; a condition on success alone would hide the failure
         if wanted is None or _state(task) is wanted:

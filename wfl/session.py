@@ -122,7 +122,7 @@ class JobSession:
             undo.callback(self.backend.close, end=False)
             undo.callback(self.clock.stop)
             if not self.backend.tells:
-                self._asker = Asker(self)
+                self._asker = Asker(self, self.clock, self._workers)
                 undo.callback(self._asker.stop)
             if self.store:
                 self._come_back(self.store)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from wfl.backend import Action
 from wfl.drmaa2 import JobState
+from wfl.errors import InvalidStateError
 from wfl.timing import timeout_seconds
 
 if TYPE_CHECKING:
@@ -274,7 +275,12 @@ class TaskArray:
         _end(self.session, self._unended(), grace)
 
     def _control(self, action: Action) -> None:
-        self.session.control(self._unended(), action)
+        tasks = self._unended()
+        if not tasks:
+            raise InvalidStateError(f"{self.id}: cannot {action.value}: all its elements have ended")
+        wanted = _MEANT_FOR.get(action)
+        meant = [task for task in tasks if wanted is None or task._record.state in wanted]
+        self.session.control(meant or tasks, action)
 
     def _unended(self) -> list[Task]:
         return [task for task in self.tasks if not task._record.state.ended]
@@ -327,6 +333,12 @@ class TaskArray:
     def __repr__(self) -> str:
         return f"<TaskArray {self.id} {len(self.tasks)} tasks {self.state.value}>"
 
+
+_MEANT_FOR = {
+    Action.HOLD: {JobState.QUEUED, JobState.REQUEUED},
+    Action.RELEASE: {JobState.QUEUED_HELD, JobState.REQUEUED_HELD},
+}
+"""Of an array, holding and releasing mean the elements that can be; if there are none, the system says why."""
 
 _LIVELIEST = (
     JobState.RUNNING,

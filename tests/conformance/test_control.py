@@ -159,6 +159,24 @@ def test_hold_of_ended(site: Site, flow: Workflow) -> None:
     assert job.state is JobState.DONE
 
 
+@needs(Field("submit_as_hold"))
+def test_release_some(site: Site, flow: Workflow) -> None:
+    """Releasing an array releases the elements that are held; that others are not is no error."""
+    job = flow.run_array(2, site.succeed(), submit_as_hold=True)
+    array = job.tasks[0]
+    assert isinstance(array, TaskArray)
+    array[0].release()
+    array[0].wait_terminated(site.within(60))
+    assert job.release().wait(site.within(60)).errors == []
+    assert job.success()
+
+
+def test_control_of_ended_array(site: Site, flow: Workflow) -> None:
+    """To hold, release, suspend or resume an array that has ended is the same as for a single job."""
+    job = flow.run_array(2, site.succeed()).wait().hold().release().suspend().resume()
+    assert [type(error) for error in job.errors] == [InvalidStateError] * 4
+
+
 @needs(Capability.TERMINATE)
 def test_kill(site: Site, flow: Workflow) -> None:
     """A killed job has FAILED soon after, long before its time."""

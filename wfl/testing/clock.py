@@ -23,8 +23,6 @@ _T = TypeVar("_T")
 IDLE = 0.5
 """Real seconds without a sign from anybody, after which time goes on all the same: somebody may be waiting by means
 that are not seen here, such as a loop that looks at a state."""
-HELD = 5.0
-"""The same while there is news that a session has not asked for yet."""
 ATTENDED = 0.01
 """The same while an event loop waits: the time that it gets to run what was woken before more happens."""
 
@@ -52,10 +50,9 @@ class VirtualTime:
     `advance` alone.
     """
 
-    def __init__(self, *, auto: bool, held: Callable[[], bool]) -> None:
+    def __init__(self, *, auto: bool) -> None:
         self.auto = auto
         self.now = 0.0
-        self._held = held  # whether news have not reached those who wait for them
         self._due: list[tuple[float, int, list[Callable[[], object]]]] = []
         self._soon: deque[Callable[[], object]] = deque()
         self._order = itertools.count()
@@ -171,12 +168,11 @@ class VirtualTime:
     def _wait_for_turn(self) -> bool:
         with self._changed:
             while self._users:
-                when = self._next()
-                due, held = self.auto and when < inf, self._held() and when > self.now
-                if self._soon or (due and not held and self._all_asleep()):
+                when = self._next() if self.auto else inf
+                if self._soon or when <= self.now or (when < inf and self._all_asleep()):
                     return True
-                pause = HELD if held else ATTENDED if self._attended else IDLE
-                if not self._changed.wait(pause if due else None):
+                pause = ATTENDED if self._attended else IDLE
+                if not self._changed.wait(pause if when < inf else None):
                     return True
         return False
 

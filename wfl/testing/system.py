@@ -88,11 +88,11 @@ class FakeSystem:
         self.tells, self.two_steps = tells, two_steps
         self.capabilities = CAPABILITIES - {*without}
         self.fields, self.extensions = frozenset(fields), frozenset(extensions)
-        self.limits = limits or (Limits() if tells else Limits(ask_min=0.01, ask_max=0.05))
+        self.limits = limits or Limits()
         self.calls: Counter[str] = Counter()
         self.submitted: list[Submission] = []
         self.slow: dict[str, float] = {}
-        self.time = VirtualTime(auto=auto, held=lambda: self._news)
+        self.time = VirtualTime(auto=auto)
         self._behave = behave if callable(behave) else _by_command(behave)
         self._began = datetime.now(UTC)
         self._lock = threading.RLock()
@@ -100,7 +100,6 @@ class FakeSystem:
         self._jobs: dict[str, Job] = {}
         self._reports: list[Report] = []
         self._faults: defaultdict[str, deque[tuple[WflError, bool]]] = defaultdict(deque)
-        self._news = False
 
     # -- steering it --
 
@@ -235,11 +234,6 @@ class FakeSystem:
             infos = [self._seen(self._jobs[id]) for id in ids if id in self._jobs]
             return Answer(infos=infos, gone=[id for id in ids if id not in self._jobs])
 
-    def was_asked(self) -> None:
-        """Time, which stands still while news has not been asked for, goes on."""
-        self._news = False
-        self.time.attend(0)
-
     def find(self, keys: Sequence[str]) -> Answer:
         """Where the jobs of these keys are."""
         with self._lock:
@@ -335,8 +329,6 @@ class FakeSystem:
         job.info = job.info.replace(**facts)
         if self.tells:
             self.tell(self._seen(job))
-        else:
-            self._news = bool(self._reports)
 
     def _seen(self, job: Job) -> JobInfo:
         """What is known of it without collecting."""
