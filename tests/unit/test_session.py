@@ -582,8 +582,8 @@ def test_gone_before_it_was_ever_seen(open_session: Open) -> None:
 
     answers(session, not_yet)
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
-    assert unknowing < 0
+    task.wait_started()
+    assert (state(task), unknowing) == (JobState.RUNNING, -1)
 
 
 def test_no_answer_says_nothing(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
@@ -591,10 +591,10 @@ def test_no_answer_says_nothing(open_session: Open, caplog: pytest.LogCaptureFix
     system = asked()
     session = open_session(system)
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
+    task.wait_started()
     system.fail("ask", BROKEN, times=5)
-    until(lambda: system.calls["ask"] > 8)
-    assert state(task) is JobState.RUNNING
+    system.advance(60)
+    assert (state(task), system.calls["ask"] > 6) == (JobState.RUNNING, True)
     system.finish(task)
     task.wait_terminated()
     lines = [record.message for record in caplog.records]
@@ -606,9 +606,9 @@ def test_jobs_that_an_answer_leaves_out(open_session: Open) -> None:
     session = open_session(system := asked())
     tasks = run_many(session, 2)
     answers(session, lambda answer: Answer(infos=answer.infos[:1]))
-    until(lambda: state(tasks[0]) is JobState.RUNNING)
-    until(lambda: system.calls["ask"] > 5)
-    assert state(tasks[1]) is JobState.QUEUED
+    system.advance(1000)
+    assert system.calls["ask"] > 10
+    assert states(tasks) == ["running", "queued"]
 
 
 def test_asking_survives_everything(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
@@ -622,7 +622,8 @@ def test_asking_survives_everything(open_session: Open, caplog: pytest.LogCaptur
 
     answers(session, stumble)
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
+    task.wait_started()
+    assert state(task) is JobState.RUNNING
     assert "fake does not answer in an unforeseen way, asking on" in caplog.text
 
 
@@ -675,14 +676,14 @@ def test_what_was_seen_ended_is_not_lost(open_session: Open) -> None:
     task, other = run_many(session, 2)
     until(lambda: states([task, other]) == ["running", "running"])
     asked_for: list[Sequence[str]] = []
-    go = threading.Event()
     watch(session, "ask", asked_for.append)
-    watch(session, "collect", lambda _: go.wait(PATIENCE))
+    system.fail("collect", BROKEN, times=8)
     system.finish(task, exit_status=4)
-    until(lambda: asked_for[-1:] == [[other.id]])
-    go.set()
     task.wait_terminated()
     assert (why(task), task.info().exit_status) == ("exited", 4)
+    assert asked_for[0] == [task.id, other.id]
+    assert len(asked_for) > 1
+    assert all(ids == [other.id] for ids in asked_for[1:])
 
 
 # --- asking -----------------------------------------------------------------------------------------------
@@ -698,27 +699,28 @@ def test_systems_that_tell_are_never_asked(open_session: Open) -> None:
 
 
 def test_one_question_for_all_jobs(open_session: Open) -> None:
-    """Every question is about all jobs, and between two lies at least the shortest interval."""
-    interval = 0.03
-    system = asked(limits=Limits(ask_min=interval, ask_max=interval))
+    """One question per interval, about all jobs, however many there are and however many wait for them."""
+    system = asked(auto=False, limits=Limits(ask_min=10, ask_max=10))
     session, times, sizes = open_session(system), list[float](), set[int]()
 
     def note(ids: Sequence[str]) -> None:
-        times.append(time.monotonic())
+        times.append(system.now)
         sizes.add(len(ids))
 
     watch(session, "ask", note)
     tasks = run_many(session, 500)
     for _ in range(20):
         in_thread(lambda: session.wait(tasks))
-    until(lambda: len(times) > 5 and len(tasks[0]._record.waiters or ()) == 20)  # noqa: SLF001 - seen nowhere else
+    until(lambda: len(tasks[0]._record.waiters or ()) == 20)  # noqa: SLF001 - seen nowhere else
+    system.advance(1000)
     assert sizes == {500}
-    assert all(later - earlier >= interval for earlier, later in itertools.pairwise(times))
+    assert 90 <= len(times) <= 101
+    assert all(10 <= later - earlier <= 11 for earlier, later in itertools.pairwise(times))
 
 
 def test_questions_keep_to_the_number_of_ids(open_session: Open) -> None:
     """A question about more jobs than fit in one is asked in parts."""
-    system = asked(limits=Limits(ask_min=0.01, ask_max=0.01, ids=10))
+    system = asked(limits=Limits(ids=10))
     session, sizes = open_session(system), list[int]()
     watch(session, "ask", lambda ids: sizes.append(len(ids)))
     tasks = run_many(session, 25)
@@ -727,17 +729,21 @@ def test_questions_keep_to_the_number_of_ids(open_session: Open) -> None:
 
 
 def test_the_interval_grows_while_nothing_changes(open_session: Open) -> None:
-    """The longer nothing happens, the more rarely is asked, up to a longest interval."""
-    system = asked(limits=Limits(ask_min=0.02, ask_max=0.08))
+    """The longer nothing happens, the more rarely is asked, up to a longest interval; a change makes it short again."""
+    system = asked(auto=False, limits=Limits(ask_min=2, ask_max=20))
     session, times = open_session(system), list[float]()
+    watch(session, "ask", lambda _: times.append(system.now))
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
-    watch(session, "ask", lambda _: times.append(time.monotonic()))
-    until(lambda: len(times) > 6)
+    system.advance(200)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert gaps[1] >= 0.02 * asker.SLOWER
-    assert gaps[2] >= 0.02 * asker.SLOWER**2
-    assert min(gaps[4:]) >= 0.08
+    for gap, expected in zip(gaps, [2, 3, 4.5, 6.75, 10.125, 15.1875, 20, 20], strict=False):
+        assert expected <= gap <= expected * (1 + asker.JITTER)
+    assert len(times) < 20
+    system.control(task.id, Action.SUSPEND)
+    seen = len(times)  # the next question learns of it
+    system.advance(30)
+    assert state(task) is JobState.SUSPENDED
+    assert times[seen + 1] - times[seen] <= 2 * (1 + asker.JITTER)
 
 
 async def await_task(task: Task) -> None:
@@ -761,37 +767,54 @@ def test_waiting_hurries_the_asking(
 ) -> None:
     """Who begins to wait gets a fresh answer at once, not after an interval that has become long."""
     monkeypatch.setattr(asker, "SLOWER", 1e6)
-    system = asked(limits=Limits(ask_min=0.01, ask_max=3600))
+    system = asked(limits=Limits(ask_min=2, ask_max=3600))
     session = open_session(system)
     task = run(session)
-    until(lambda: state(task) is JobState.RUNNING)
-    until(lambda: session._asker is not None and session._asker._interval == 3600)  # noqa: SLF001 - now it sleeps
+    system.advance(10)  # by now the next question is an hour away
     system.finish(task)
-    thread = in_thread(lambda: wait(task))
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    system.advance(10)
+    assert state(task) is JobState.RUNNING
+    wait(task)
+    assert state(task) is JobState.DONE
+    assert system.now < 25
 
 
 def test_submitting_hurries_the_asking(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new job is asked about soon, whatever the interval has become."""
     monkeypatch.setattr(asker, "SLOWER", 1e6)
-    session = open_session(asked(limits=Limits(ask_min=0.01, ask_max=3600)))
+    system = asked(limits=Limits(ask_min=2, ask_max=3600))
+    session = open_session(system)
     for _ in range(3):
         task = run(session)
-        until(partial(is_running, task))
+        system.advance(10)
+        assert state(task) is JobState.RUNNING
 
 
 def test_nobody_is_asked_without_jobs(open_session: Open) -> None:
     """When all have ended the questions end."""
-    system = asked(limits=Limits(ask_min=0.005, ask_max=0.005))
+    system = asked()
     task = run(open_session(system))
-    until(lambda: state(task) is JobState.RUNNING)
+    task.wait_started()
     system.finish(task)
     task.wait_terminated()
-    time.sleep(0.02)
     calls = system.calls["ask"]
-    time.sleep(0.05)  # ten intervals
+    system.advance(1000)
     assert system.calls["ask"] == calls
+
+
+def test_submissions_from_many_threads_are_all_asked_about(open_session: Open) -> None:
+    """However submissions and questions overlap, no job is forgotten."""
+    system = FakeSystem({"x": Outcome(duration=1)}, tells=False)
+    session = open_session(system)
+
+    def work() -> None:
+        for _ in range(20):
+            session.wait(run_many(session, 2))
+
+    threads = [in_thread(work) for _ in range(4)]
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 # --- waiting ----------------------------------------------------------------------------------------------
@@ -1266,7 +1289,7 @@ def test_a_closed_workflow_gives_its_slots_back(
     run_many(one, 3)
     task = run(two, "y")
     one.close()
-    task.wait_terminated(PATIENCE)
+    task.wait_terminated()
     assert state(task) is JobState.DONE
     assert ("3 tasks had not ended and are ended now" in caplog.text) is not detach
 
