@@ -123,7 +123,6 @@ class Job:
         task = self._last()
         if task is not None:
             self._try(lambda: task.wait_terminated(limit))
-            self._raise_new(leaves([task]))
         return self
 
     def synchronize(
@@ -142,7 +141,6 @@ class Job:
             self._try(lambda: show(self._session(), tasks, limit))
         else:
             self._try(lambda: self._session().wait(tasks, limit))
-        self._raise_new(tasks)
         return self
 
     def after(self, duration: float | timedelta) -> Self:
@@ -498,7 +496,7 @@ class Job:
         return new
 
     def _raise_new(self, tasks: Sequence[Task]) -> None:
-        """Gather, and with raise_errors raise what is new: a start may turn out to have failed only later."""
+        """Gather, and with raise_errors raise what is new."""
         for task in self._gather(tasks):
             if self._workflow is not None and self._workflow.raise_errors and (error := task.error) is not None:
                 raise error
@@ -527,7 +525,6 @@ class Job:
         except WflError as error:
             self._keep(error)
             return self
-        self._raise_new(leaves([task]))
         if wanted is JobState.FAILED:
             _look(task)  # somebody cares; a condition on success alone would hide the failure
         if wanted is None or _state(task) is wanted:

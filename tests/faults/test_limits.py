@@ -16,7 +16,7 @@ from tests.faults.machine import Program
 WANTED = 20_000
 
 MANY = """
-import os, resource, sys, threading, time
+import os, resource, sys, threading
 from wfl import Workflow
 from wfl.drmaa2 import JobState
 count, hold = int(sys.argv[1]), sys.argv[2]
@@ -29,9 +29,9 @@ with Workflow() as flow:
     assert all(task.state is JobState.RUNNING for task in tasks)
     print("running", len(tasks), len(os.listdir("/proc/self/fd")), threading.active_count(), flush=True)
     fd = os.open(hold, os.O_RDWR)
-    while not all(task.state.ended for task in tasks):
-        os.write(fd, b"go\\n" * 500)
-        time.sleep(0.01)
+    os.write(fd, b"\\n" * count)  # a shell reads no more than its line
+    for task in tasks:
+        task.wait_terminated(120)
     statuses = [info.exit_status for info in job.infos()]
     assert statuses == [number % 2 for number in range(1, count + 1)], job.errors
     assert job.failed()

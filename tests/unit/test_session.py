@@ -1796,15 +1796,6 @@ def test_a_retry_sees_to_all_failures_but_the_last(
     assert len(unseen(caplog)) == warnings
 
 
-def test_a_start_that_failed_late_raises() -> None:
-    """With raise_errors a start that turns out to have failed raises at the next wait."""
-    system = FakeSystem({"bad": Outcome(duration=1, sub_state="launch_failure")})
-    with Workflow(FakeContext(system), raise_errors=True) as flow:
-        job = flow.run("bad")
-        with pytest.raises(errors.DeniedByDrmsError):
-            job.wait()
-
-
 def test_what_closing_ends_is_no_unseen_failure(caplog: pytest.LogCaptureFixture) -> None:
     """Jobs that closing ends are told of once, as such."""
     session = JobSession(FakeContext({"x": FOREVER}))
