@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 BLOCKED = 0.05
-"""Seconds that work may wait for a thread before the pool takes it that the others are blocked."""
+"""Seconds in which each thread of a pool ends a call at least, or the pool takes it that they are blocked."""
 IDLE = 5.0
 """Seconds after which a thread without work ends."""
 
@@ -142,9 +142,9 @@ class Pool:
     def __init__(self, name: str, limit: int) -> None:
         self._name, self._limit = name, limit
         self._clock = Clock(f"{name}-clock")
-        self._work: deque[tuple[float, Callable[[], None]]] = deque()
+        self._work: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._threads = self._idle = self._busy = 0
+        self._threads = self._idle = self._busy = self._ended = 0
         self._growing = self._stopped = False
 
     def submit(self, f: Callable[[], None]) -> None:
@@ -152,13 +152,13 @@ class Pool:
         with self._changed:
             if self._stopped:
                 return
-            self._work.append((time.monotonic(), f))
+            self._work.append(f)
             if self._idle >= len(self._work):
                 self._changed.notify()
             elif self._threads < min(2, self._limit):
                 self._start()
             elif not self._growing:
-                self._growing = True
+                self._growing, self._ended = True, 0
                 self._clock.after(BLOCKED, self._grow)
 
     def drain(self, patience: float) -> None:
@@ -183,13 +183,14 @@ class Pool:
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
     def _grow(self) -> None:
-        """Work that still waits after BLOCKED seconds waits for a thread that is not free to do it."""
+        """Work waits, and fewer calls have ended than there are threads to make them: add a thread."""
         with self._changed:
             if not self._work or self._stopped:
                 self._growing = False
                 return
-            if time.monotonic() - self._work[0][0] >= BLOCKED and self._threads < self._limit:
+            if self._ended < self._threads < self._limit:
                 self._start()
+            self._ended = 0
             self._clock.after(BLOCKED, self._grow)
 
     def _run(self) -> None:
@@ -200,6 +201,7 @@ class Pool:
                 log.exception("%s: the session goes on after this error", self._name)
             with self._changed:
                 self._busy -= 1
+                self._ended += 1
                 if not self._busy and not self._work:
                     self._changed.notify_all()
 
@@ -215,4 +217,4 @@ class Pool:
                 self._threads -= 1
                 return None
             self._busy += 1
-            return self._work.popleft()[1]
+            return self._work.popleft()

@@ -195,12 +195,13 @@ def test_pool_survives_what_it_calls(caplog: pytest.LogCaptureFixture) -> None:
     pool.stop()
 
 
-def test_quick_work_needs_two_threads_at_most(pool: Pool) -> None:
-    """The pool does not grow while nobody is blocked, however much there is to do."""
-    done: SimpleQueue[int] = SimpleQueue()
-    for number in range(2000):
-        pool.submit(caller(done, number))
-    for _ in range(2000):
+def test_quick_work_needs_two_threads_at_most(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool does not grow while nobody is blocked, however much there is to do and however long it waits."""
+    monkeypatch.setattr(threads, "BLOCKED", 0.2)
+    done: SimpleQueue[None] = SimpleQueue()
+    for _ in range(600):
+        pool.submit(lambda: done.put(time.sleep(0.002)))
+    for _ in range(600):
         done.get(timeout=PATIENCE)
     assert len(named("test-pool")) <= 2
 

@@ -1,0 +1,6 @@
+"""What holds for every suite."""
+
+from hypothesis import settings
+
+settings.register_profile("wfl", deadline=None)  # a busy machine is slow, and that is no failure of the code
+settings.load_profile("wfl")
