@@ -47,11 +47,12 @@ types: $(call has,types) ## mypy, strict
 bench: $(call has,test) ## measure, beside references in the same run; writes bench-results.json
 	$(python) -m tests.bench
 
+# The variable silences the theme's note on its successor.
 docs: $(call has,docs) ## the pages, into site/
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 binary: $(call has,binary) ## examples/first_chain.py as one file that needs no Python, into dist/
-	@command -v objdump >/dev/null || tools/apt.sh binutils
+	@lacks=$$($(python) tools/binary_lacks.py); [ -z "$$lacks" ] || tools/apt.sh $$lacks
 	$(VENV)/bin/pyinstaller --log-level WARN --noconfirm --onefile \
 	    --workpath build/pyinstaller --specpath build/pyinstaller examples/first_chain.py
 

@@ -7,7 +7,10 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "on Debian or Ubuntu, type:  sudo apt-get update && sudo apt-get install -y $*" >&2
     exit 1
 fi
+echo "installing with apt-get: $*" >&2
 export DEBIAN_FRONTEND=noninteractive
 apt=(apt-get -qq -o DPkg::Lock::Timeout=300) # seconds to wait for another apt-get
-"${apt[@]}" update </dev/null >&2
-"${apt[@]}" install -y --no-install-recommends "$@" </dev/null >&2
+if ! told=$({ "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "$@"; } </dev/null 2>&1); then
+    echo "$told" >&2
+    exit 1
+fi

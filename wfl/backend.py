@@ -192,17 +192,20 @@ def ended(
     exit_status: int | None = None,
     signal_name: str | None = None,
     sub_state: SubState | None = None,
+    incomplete: bool = False,
     **more: Any,
 ) -> JobInfo:
     """The fact that a job has ended, in the one form all backends use.
 
     A signal gives exit status 128 + N and sub_state "signaled", an exit status "exited", unless the backend
-    knows better; DONE means exit status 0 and nothing else.
+    knows better; DONE means exit status 0 and nothing else. `incomplete`: what had to follow the command (its files
+    to be copied out) failed, so the job has FAILED whatever its exit status.
     """
     if signal_name is not None and exit_status is None:
         exit_status = 128 + _signal_number(signal_name)
     sub_state = sub_state or ("signaled" if signal_name else "exited")
-    state = JobState.DONE if exit_status == 0 and sub_state == "exited" else JobState.FAILED
+    done = exit_status == 0 and sub_state == "exited" and not incomplete
+    state = JobState.DONE if done else JobState.FAILED
     return fact(
         id=id, state=state, sub_state=sub_state, exit_status=exit_status, terminating_signal=signal_name, **more
     )

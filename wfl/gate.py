@@ -39,6 +39,10 @@ class Gate:
         self._used += record.slots
         return True
 
+    def take(self, record: Record) -> None:
+        """Take the slots, also where that is more than there are: what runs, runs."""
+        self._used += record.slots
+
     def leave(self, record: Record) -> list[Record]:
         """Give the slots back; those who have theirs now, in order."""
         self._used -= record.slots
@@ -65,6 +69,14 @@ def advance(record: Record) -> bool:
             return False
         record.passed = 0
         return _advance(record)
+
+
+def occupy(record: Record) -> None:
+    """It runs already, started by an earlier program: its slots are taken, as if it had come through the gates."""
+    with _lock:
+        for gate in record.gates:
+            gate.take(record)
+        record.passed = len(record.gates)
 
 
 def _advance(record: Record) -> bool:

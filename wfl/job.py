@@ -123,6 +123,7 @@ class Job:
         task = self._last()
         if task is not None:
             self._try(lambda: task.wait_terminated(limit))
+            self._raise_late([task])
         return self
 
     def synchronize(
@@ -141,6 +142,7 @@ class Job:
             self._try(lambda: show(self._session(), tasks, limit))
         else:
             self._try(lambda: self._session().wait(tasks, limit))
+        self._raise_late(tasks)
         return self
 
     def after(self, duration: float | timedelta) -> Self:
@@ -203,6 +205,7 @@ class Job:
 
     def observe(self, observer: Observer) -> Self:
         """Wait for the last task; call the observer's function for an error of the Job, a failure or a success."""
+        self.wait()
         if observer.on_error is not None:
             self.on_error(observer.on_error)
         if observer.on_failed is not None:
@@ -435,6 +438,7 @@ class Job:
         tasks = self._leaves()
         if tasks:
             self._try(lambda: self._session().wait(tasks))
+            self._raise_late(tasks)
         return [task for task in tasks if task.state is JobState.FAILED]
 
     def raise_for_status(self) -> Self:
@@ -501,6 +505,11 @@ class Job:
             if self._workflow is not None and self._workflow.raise_errors and (error := task.error) is not None:
                 raise error
 
+    def _raise_late(self, tasks: Sequence[Task | TaskArray]) -> None:
+        """With raise_errors, raise what turned out only now: a start of our own (no earlier program's) that failed."""
+        if self._workflow is not None and self._workflow.raise_errors:
+            self._raise_new([task for task in leaves(tasks) if task._record.own])
+
     def _last(self) -> Task | TaskArray | None:
         """The last task; without one, that is an error of the Job."""
         if self._tasks:
@@ -525,6 +534,7 @@ class Job:
         except WflError as error:
             self._keep(error)
             return self
+        self._raise_late([task])
         if wanted is JobState.FAILED:
             _look(task)  # somebody cares; a condition on success alone would hide the failure
         if wanted is None or _state(task) is wanted:

@@ -6,7 +6,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from wfl.drmaa2 import TEXT_FIELDS, map_text
+import msgspec
+
+from wfl.drmaa2 import map_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,23 +16,17 @@ if TYPE_CHECKING:
     from wfl.drmaa2 import JobTemplate
 
 _ID = re.compile(r"\{\{ *\.ID *\}\}")
+_encode = msgspec.json.Encoder().encode
 _PATHS = ("input_path", "output_path", "error_path")
 
 
 def has_placeholders(template: JobTemplate) -> bool:
-    """Whether anything would be replaced; cheap, as it is asked of every job."""
-    for name in TEXT_FIELDS:
-        value = getattr(template, name)
-        if value is None:
-            continue
-        if type(value) is str:
-            if "$DRMAA2_" in value or "{{" in value:
-                return True
-        elif any("$DRMAA2_" in text for text in value) or (
-            isinstance(value, dict) and any("$DRMAA2_" in text for text in value.values())
-        ):
-            return True
-    return False
+    """Whether anything may have to be replaced; cheap, as it is asked of every job."""
+    try:
+        text = _encode(template)
+    except UnicodeError:  # names that are not UTF-8: look closely
+        return True
+    return b"$DRMAA2_" in text or b"{{" in text
 
 
 def fill(template: JobTemplate, index: int | None, next_number: Callable[[], int]) -> JobTemplate:

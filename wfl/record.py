@@ -28,8 +28,9 @@ class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "callbacks", "error", "final", "gate", "gates", "id", "index", "info", "job_id", "key", "own", "passed",
-        "phase", "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters", "why",
+        "attempt", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "job_id", "key",
+        "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters",
+        "why",
     )  # fmt: skip
 
     def __init__(
@@ -41,8 +42,11 @@ class Record:
         source: JobTemplate | None = None,
         job_id: str | None = None,
         index: int | None = None,
+        first: str | None = None,
+        attempt: int = 0,
     ) -> None:
         self.session, self.key, self.id = session, key, key
+        self.first, self.attempt = first or key, attempt  # of a retried task: the first attempt's key, and which it is
         self.template = template
         self.source = source or template  # as it was given: without defaults, with placeholders
         self.job_id, self.index = job_id or key, index

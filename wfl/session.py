@@ -33,7 +33,7 @@ from wfl.errors import (
     UnsupportedOperationError,
     WflError,
 )
-from wfl.gate import Gate, advance, leave_all
+from wfl.gate import Gate, advance, leave_all, occupy
 from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
@@ -61,9 +61,10 @@ CHUNK = 1 << 20
 FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
 FOLLOW_STORE = 0.5
-"""Seconds between two looks at what other living programs have in their queues."""
+"""Seconds between two looks at what other living programs have in their queues, or want done in ours."""
 CALLBACK_THREADS = 1000
 _ENDING = (Action.TERMINATE, Action.KILL)
+_CANCELLED = ("cancelled", "ended by its own program")
 CALLBACK_PATIENCE = 5.0
 """Seconds that closing waits for callbacks that have not returned."""
 WORKERS = 8
@@ -108,6 +109,10 @@ class JobSession:
         self._workers = self.clock.pool("wfl-worker", WORKERS)
         self._callbacks = Pool("wfl-callback", CALLBACK_THREADS)
         self._dirty: dict[str, Record] = {}
+        self._queue: dict[str, Record] = {}  # by key: what waits here and is in the store, perhaps some more
+        self._heeding = False
+        self._uncounted: dict[Record, str] = {}  # found running, with the program that counts it while that lives
+        self._written = 0
         self._asker: Asker | None = None
         self.changes = 0
         self.callback_errors: list[tuple[Task, Exception]] = []
@@ -150,10 +155,16 @@ class JobSession:
         return array
 
     def get_jobs(self, like: JobInfo | None = None) -> list[Task]:
-        """All jobs of the session, also from earlier programs; only those that agree with `like` where it says."""
+        """All jobs of the session, also from earlier programs; only those that agree with `like` where it says.
+
+        The attempts of a retried job are one.
+        """
         self.refresh()
+        attempts: dict[str, list[Record]] = {}
         with self._lock:
-            tasks = [Task(record) for record in self._records.values()]
+            for record in sorted(self._records.values(), key=lambda record: record.attempt):
+                attempts.setdefault(record.first, []).append(record)
+        tasks = [Task.of_attempts(records) for records in attempts.values()]
         return [task for task in tasks if like is None or _agrees(task.info(), like)]
 
     def get_job_array(self, id: str) -> TaskArray:
@@ -194,7 +205,16 @@ class JobSession:
         key = self._next_key()
         job_id = key if record.index is None else record.job_id
         template = self._fill(record.source, record.index)
-        new = Record(self, key, template, source=record.source, job_id=job_id, index=record.index)
+        new = Record(
+            self,
+            key,
+            template,
+            source=record.source,
+            job_id=job_id,
+            index=record.index,
+            first=record.first,
+            attempt=record.attempt + 1,
+        )
         self._admit([new], gate=record.gate)
         return new
 
@@ -241,7 +261,7 @@ class JobSession:
 
     def _admit(self, records: list[Record], *, gate: Gate | None = None, submit: Submit | None = None) -> None:
         """Enter new records into the ledger, and submit those that may start now."""
-        gates = tuple(g for g in (gate, self.context.gate) if g is not None)
+        gates = self._gates(gate)
         try:
             with self._lock:
                 for record in records:
@@ -253,12 +273,21 @@ class JobSession:
             self._end_here([r for r in records if r.phase == HERE], "cancelled", "its submission was interrupted")
             raise
 
+    def _gates(self, gate: Gate | None) -> tuple[Gate, ...]:
+        """What a task has to pass: that of its array, then that of the context."""
+        return tuple(g for g in (gate, self.context.gate) if g is not None)
+
     def _launch(self, records: list[Record], submit: Submit | None) -> None:
         """Submit what may start now; what has to wait here goes to where it waits."""
         waits = bool(records and records[0].gates) or any(self._waits(record.template) for record in records)
         if self.store is not None:
             try:
-                self.store.add(records, HERE if waits else SUBMITTING, detach=self.context.detach)
+                array = self._arrays.get(records[0].job_id) if records and records[0].index is not None else None
+                limit = array.max_parallel if array else None
+                phase = HERE if waits else SUBMITTING
+                if waits:
+                    self._heed_later(records)
+                self.store.add(records, phase, detach=self.context.detach, max_parallel=limit)
             except WflError as error:
                 self._refuse(records, error)
                 return
@@ -319,7 +348,7 @@ class JobSession:
                 record.phase = SUBMITTING
         try:
             if check_store and self.store is not None and records:
-                self.store.phase(records, SUBMITTING)
+                records = self._start_in_store(records, self.store)
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
@@ -758,6 +787,7 @@ class JobSession:
         failures: dict[str, WflError] = {}
         native: list[Record] = []
         here: list[Record] = []
+        elsewhere: list[Record] = []
         with self._lock:
             for record in records:
                 if record.phase == ENDED:
@@ -765,11 +795,8 @@ class JobSession:
                         failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: it has ended")
                 elif record.phase == ACCEPTED:
                     native.append(record)
-                elif not record.own:
-                    words = f"{record.id}: cannot {action.value}: it waits in the queue of another program that runs"
-                    failures[record.id] = InvalidStateError(words)
                 elif record.phase == HERE:
-                    here.append(record)
+                    (here if record.own else elsewhere).append(record)
                 elif action in _ENDING:
                     record.why = record.why or ("cancelled", "ended while it was being submitted")
                 else:
@@ -777,6 +804,8 @@ class JobSession:
                         f"{record.id}: cannot {action.value}: it is being submitted"
                     )
         failures.update(self._control_here(here, action))
+        if elsewhere:
+            failures.update(self._control_elsewhere(elsewhere, action))
         if native:
             failures.update(self._control_native(native, action))
         return failures
@@ -785,7 +814,7 @@ class JobSession:
         """End jobs on purpose: that they fail then is no surprise, and their sub state is our reason."""
         given = [record for record in records if record.why is None]
         for record in given:
-            record.why = ("cancelled", "ended by its own program")
+            record.why = _CANCELLED
         failures: dict[str, WflError] | None = None
         try:
             failures = self._request_control([record.id for record in records], action)
@@ -841,6 +870,28 @@ class JobSession:
                 failures[record.id] = InvalidStateError(f"{record.id}: cannot {action.value}: {what}")
         self._note(records)
         return failures
+
+    def _control_elsewhere(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
+        """Ask the programs in whose queues these wait, through the store: they do it, or who takes over from them."""
+        held = JobState.QUEUED_HELD
+        if action in (Action.SUSPEND, Action.RESUME):
+            failures = dict.fromkeys(records, "it has not started")
+        elif action is Action.RELEASE:
+            failures = {record: "it is not held" for record in records if record.state is not held}
+        else:
+            failures = {}
+        wanted = [record for record in records if record not in failures]
+        refused: dict[str, WflError] = {
+            record.id: InvalidStateError(f"{record.id}: cannot {action.value}: {words}")
+            for record, words in failures.items()
+        }
+        for record in wanted if action in _ENDING else ():
+            record.why = record.why or _CANCELLED  # what is just being submitted is ended when it is known
+        if self.store is not None and wanted and not self.store.wish([record.key for record in wanted], action.value):
+            self._reread(wanted, self.store)
+            moved_on = [record for record in wanted if record.own or record.phase != HERE]
+            refused.update(self._try_control(moved_on, action))
+        return refused
 
     def _pass_on(self, record: Record) -> None:
         """A held task leaves the queue; it gets in line again when it is released."""
@@ -909,7 +960,12 @@ class JobSession:
             raise UnsupportedOperationError(f"{self.backend.name} does not give output back")
         at_end = False
         while not at_end:
-            data, at_end = self.request(self.backend.read, record.id, stream, position[0], CHUNK)
+            try:
+                data, at_end = self.request(self.backend.read, record.id, stream, position[0], CHUNK)
+            except InvalidStateError:
+                if _never_ran(record):
+                    return
+                raise
             position[0] += len(data)
             yield data
 
@@ -922,15 +978,19 @@ class JobSession:
         position, rest, over = [0], b"", False
         waiter = self._register([record])
         self._hurry()
-        while not over:
-            over = waiter is None or waiter.sleep(FOLLOW)
-            if over and self._closed:
-                self._check_open()
-            for data in self._read_on(record, stream, position):
-                *lines, rest = (rest + data).split(b"\n")
-                yield from (line.decode(errors="replace").removesuffix("\r") for line in lines)
-        if rest:
-            yield rest.decode(errors="replace")
+        try:
+            while not over:
+                over = waiter is None or waiter.sleep(FOLLOW)
+                if over and self._closed:
+                    self._check_open()
+                for data in self._read_on(record, stream, position):
+                    *lines, rest = (rest + data).split(b"\n")
+                    yield from (line.decode(errors="replace").removesuffix("\r") for line in lines)
+            if rest:
+                yield rest.decode(errors="replace")
+        finally:  # whoever reads may stop before the end
+            if waiter is not None:
+                self._unregister([record], waiter)
 
     def reap(self, tasks: Sequence[Task]) -> None:
         """Remove what the system, the ledger and the store keep of ended tasks."""
@@ -992,7 +1052,7 @@ class JobSession:
             new = {self._restore(row): row for row in rows if row.key not in keys}
             self._records.update((record.id, record) for record in new)
             self._unended += sum(record.phase != ENDED for record in new)
-        self._restore_arrays(new)
+            self._restore_arrays(new)
         self._take_over(new, store)
         for record, row in new.items():
             self._limit_again(record, row)
@@ -1003,13 +1063,34 @@ class JobSession:
 
         lives = cache(program_lives)
         theirs = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING) and lives(row.program)}
-        self._find([r for r, row in rows.items() if r not in theirs and row.phase != HERE])
+        there = {r: row for r, row in rows.items() if r not in theirs and row.phase != HERE}
+        self._find(list(there))
+        self._count({r: row.program for r, row in there.items()}, lives)
         queued = {r: row for r, row in rows.items() if r not in theirs and row.phase == HERE}
+        self._heed_later(queued)
         faster = {r: row for r, row in queued.items() if row.detach and not store.claim(row.key, row.program)}
+        with self._lock:
+            for record in faster:
+                self._queue.pop(record.key, None)
         self._submit([r for r, row in queued.items() if r not in faster and self._inherit(r, row)], check_store=True)
+        if queued:
+            self._heed(store)  # the wishes that came before this program
         theirs |= faster  # what another program was faster to inherit
         if theirs:
             self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
+
+    def _count(self, found: Mapping[Record, str], lives: Callable[[str], bool]) -> None:
+        """What is found running has its place at the gates, unless another living program counts it."""
+        with self._lock:
+            self._uncounted.update(found)
+            for record, program in list(self._uncounted.items()):
+                if record.phase in (HERE, ENDED):
+                    del self._uncounted[record]
+                elif not lives(program):
+                    del self._uncounted[record]
+                    if record.passed < 0:
+                        record.gates = self._gates(record.gate)
+                        occupy(record)
 
     def _limit_again(self, record: Record, row: Row) -> None:
         """The limits that an earlier program enforced hold on."""
@@ -1020,7 +1101,16 @@ class JobSession:
                 self._limit_time(record)
 
     def _restore(self, row: Row) -> Record:
-        record = Record(self, row.key, row.template, job_id=row.job_id, index=row.element)
+        record = Record(
+            self,
+            row.key,
+            row.template,
+            source=row.source,
+            job_id=row.job_id,
+            index=row.element,
+            first=row.first,
+            attempt=row.attempt,
+        )
         record.id, record.info, record.submitted = row.id, row.info, row.submitted
         record.phase, record.own = row.phase, False
         if row.info is None and row.phase == HERE and row.template.submit_as_hold:
@@ -1031,14 +1121,38 @@ class JobSession:
                 record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
         return record
 
-    def _restore_arrays(self, records: Iterable[Record]) -> None:
-        attempts: dict[str, dict[int, list[Record]]] = {}
-        for record in records:
+    def _restore_arrays(self, rows: Mapping[Record, Row]) -> None:
+        """New elements are an array again; new attempts of known ones join theirs (with the lock held)."""
+        elements: dict[str, list[Record]] = {}
+        for record in rows:
             if record.index is not None:
-                attempts.setdefault(record.job_id, {}).setdefault(record.index, []).append(record)
-        for job_id, elements in attempts.items():
-            tasks = [Task.of_attempts(elements[index]) for index in sorted(elements)]
-            self._arrays[job_id] = TaskArray(self, job_id, tasks[0].template, tasks)
+                elements.setdefault(record.job_id, []).append(record)
+        for job_id, records in elements.items():
+            known = self._arrays.get(job_id)
+            tasks = {task.index: task for task in known.tasks} if known else {}
+            for record in records:
+                if (task := tasks.get(record.index)) is not None:
+                    task._show(record)
+                else:
+                    tasks[record.index] = Task(record)
+            if known is None:
+                limit = next((rows[record].max_parallel for record in records if rows[record].max_parallel), None)
+                known = self._arrays[job_id] = TaskArray(
+                    self,
+                    job_id,
+                    records[0].template,
+                    [task for _, task in sorted(tasks.items())],
+                    source=records[0].source,
+                    max_parallel=limit,
+                )
+                records[0].gate = self._restored_gate(records, limit)
+            for record in records:
+                record.gate = known.tasks[0]._record.gate or records[0].gate
+
+    def _restored_gate(self, records: Iterable[Record], limit: int | None) -> Gate | None:
+        """That of an array of an earlier program, unless the system itself sees to its limit."""
+        native = self._has(Capability.NATIVE_ARRAYS) and self._has(Capability.MAX_PARALLEL)
+        return Gate(limit) if limit and not (native and all(r.phase != HERE for r in records)) else None
 
     def _find(self, records: Sequence[Record], wait: float = 0.5) -> None:
         """Ask the system for these, of which an earlier or another program knew, until it answers."""
@@ -1077,14 +1191,15 @@ class JobSession:
             self._end_here([record], "cancelled", "the program in whose queue it waited has ended")
             return False
         record.own = True
-        record.gates = (self.context.gate,) if self.context.gate else ()
+        record.gates = self._gates(record.gate)
         if record.state is JobState.QUEUED_HELD:
             return False
         return self._acceptable(record) and self._proceed(record)
 
     def _reread(self, records: Sequence[Record], store: Store) -> None:
         """Follow in the store what other living programs have in their queues."""
-        if self._closed is not None:
+        records = [record for record in records if not record.own and record.phase != ENDED]
+        if self._closed is not None or not records:
             return
         try:
             rows = {row.key: row for row in store.load(self.name)}
@@ -1097,11 +1212,84 @@ class JobSession:
             row = rows.get(record.key)
             if row is None:
                 self._end_here([record], "lost", "another program removed it from the store")
-            else:
+                continue
+            with self._lock:
                 record.phase = HERE if row.phase == ENDED else row.phase
-                left[record] = row
+                if row.phase == HERE and row.info is not None:
+                    record.state = row.info.state  # held or not
+            left[record] = row
         self._take_over(left, store)  # first, so that the backend knows where the output of what has ended is
         self.observe_own([(r, row.info) for r, row in left.items() if row.phase == ENDED and row.info is not None])
+        self._kill_rest([r for r, row in left.items() if r.why is not None and row.phase == ACCEPTED])
+
+    # -- what other programs want --
+
+    def _heed_later(self, records: Iterable[Record]) -> None:
+        """These wait here: from now on, look whether another program wants something done to them."""
+        with self._lock:
+            self._queue.update((record.key, record) for record in records)
+            heeding, self._heeding = self._heeding, bool(self._queue)
+        if self._queue and not heeding:
+            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(self._follow_wishes))
+
+    def _follow_wishes(self) -> None:
+        with self._lock:
+            waiting = (HERE, SUBMITTING)  # to the store, what is just being submitted may wait still
+            self._queue = {key: record for key, record in self._queue.items() if record.phase in waiting}
+            self._heeding = bool(self._queue) and self._closed is None
+            if not self._heeding or self.store is None:
+                return
+        try:
+            written = self.store.written()
+            if written != self._written:
+                self._heed(self.store)
+                self._written = written
+        except WflError as error:
+            log.warning("%s; looking again", error)
+        self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(self._follow_wishes))
+
+    def _heed(self, store: Store) -> None:
+        """Do what other programs want done to what waits here."""
+        queue = self._queue  # as it was before: nothing leaves it unless the store says that it has started
+        for key, action in store.wishes().items():
+            if key not in queue:
+                continue  # it has ended here, which is not written down yet
+            try:
+                failures = self._try_control([queue[key]], Action(action))
+            except InvalidSessionError:  # closed meanwhile: the next program does it
+                store.wish([key], action)
+            else:
+                for error in failures.values():
+                    log.info("another program wanted this: %s", error)
+
+    def _start_in_store(self, records: Sequence[Record], store: Store) -> list[Record]:
+        """Write down that these start; those for which another program was faster do not."""
+        refused = store.start([record.key for record in records])
+        started = [record for record in records if record.key not in refused]
+        stopped = [record for record in records if record.key in refused]
+        taken: list[Record] = []
+        for record in stopped:
+            row = refused[record.key]
+            with self._lock:
+                record.phase = HERE
+                record.own = row is None or (row.program == store.program and row.wish is not None)
+            if row is None:
+                self._end_here([record], "lost", "another program removed it from the store")
+            elif not record.own:
+                taken.append(record)
+            elif record.why is not None:
+                self._end_here([record], *record.why)
+        if taken:  # it took this one for dead
+            self._give_back(taken)
+            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(taken, store)))
+        if not stopped:
+            return started
+        self._heed(store)
+        with self._lock:  # a wish that changes nothing, such as a release of what is not held
+            ready = [r for r in stopped if r.own and r.phase == HERE and r.state is not JobState.QUEUED_HELD]
+            for record in ready:
+                record.phase = SUBMITTING
+        return started + (self._start_in_store(ready, store) if ready else [])
 
     # -- the end --
 
@@ -1127,16 +1315,15 @@ class JobSession:
             self.backend.close(end=not detached)
         except WflError as error:
             log.error("%s: closing failed, what still runs may live on: %s", self.backend.name, error)
-        if detached:
-            self._give_back(left)
-        else:
+        if not detached:
             self._end_here(left, "cancelled", "ended when its session was closed")
+        self._give_back([record for record in self._records.values() if record.gates and record.phase != ENDED])
         self._callbacks.drain(CALLBACK_PATIENCE)
         self.clock.stop()
         self._workers.stop()
         if self.store is not None:
             self._flush()
-            self.store.leave(HERE)
+            self.store.leave()
             self.store.close()
         with self._lock:
             for record in self._records.values():
@@ -1213,6 +1400,12 @@ def _agrees(info: JobInfo, like: JobInfo) -> bool:
         elif value != wanted:
             return False
     return True
+
+
+def _never_ran(record: Record) -> bool:
+    """Whether it was ended before the system had it, so that there is no output to miss."""
+    info = record.info
+    return info is not None and info.dispatch_time is None and info.sub_state in ("cancelled", "timeout")
 
 
 def _describe(record: Record) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wfl.drmaa2 import JobInfo, JobTemplate
 from wfl.errors import SessionManagementError
+from wfl.record import ACCEPTED, HERE, SUBMITTING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,19 +34,37 @@ _SCHEMA = """
 create table templates (number integer primary key, json text not null);
 create table tasks (
     number integer primary key, key text not null unique, session text not null, job_id text not null,
-    task_index integer, template integer not null, program text not null, detach integer not null,
-    phase integer not null, id text not null, submitted real not null, info text);
+    task_index integer, template integer not null, source integer not null, max_parallel integer,
+    first text not null, attempt integer not null, program text not null, detach integer not null,
+    phase integer not null, id text not null, submitted real not null, info text, wish text);
 create index tasks_of_session on tasks (session, number);
+create index wishes on tasks (program) where wish is not null;
 """
+_ROWS = """
+select key, job_id, task_index, filled.json, given.json, max_parallel, first, attempt, wish, program, detach, phase, id,
+    submitted, info
+from tasks join templates filled on filled.number = template join templates given on given.number = source
+"""
+_ALL = _ROWS + "where session = ? order by tasks.number"
+_ONE = _ROWS + "where key = ?"
 
 
 class Row(NamedTuple):
-    """One stored task."""
+    """One stored attempt to run one task.
+
+    `source` is the template as it was given, `max_parallel` that of its array, `first` the key of the first attempt;
+    `wish` is what another program wants done to it while it waits.
+    """
 
     key: str
     job_id: str
     element: int | None
     template: JobTemplate
+    source: JobTemplate
+    max_parallel: int | None
+    first: str
+    attempt: int
+    wish: str | None
     program: str
     detach: bool
     phase: int
@@ -73,17 +92,24 @@ class Store:
             raise SessionManagementError(f"store {self.path}: cannot make {place}: {error.strerror}") from error
         return place
 
-    def add(self, records: Sequence[Record], phase: int, *, detach: bool) -> None:
-        """Record submissions before they happen."""
+    def add(self, records: Sequence[Record], phase: int, *, detach: bool, max_parallel: int | None = None) -> None:
+        """Record submissions before they happen; `max_parallel` is that of the array whose elements these are."""
         with self._transaction() as connection:
+            numbers: dict[int, int] = {}  # elements share their templates: seeing that is cheaper than comparing them
+
+            def number(template: JobTemplate) -> int:
+                return numbers.get(id(template)) or numbers.setdefault(
+                    id(template), self._template(connection, template)
+                )
+
             rows = [
-                (r.key, r.session.name, r.job_id, r.index, self._template(connection, r.template), self.program,
-                 detach, phase, r.id, r.submitted)
+                (r.key, r.session.name, r.job_id, r.index, number(r.template), number(r.source), max_parallel,
+                 r.first, r.attempt, self.program, detach, phase, r.id, r.submitted)
                 for r in records
             ]  # fmt: skip
             connection.executemany(
-                "insert into tasks (key, session, job_id, task_index, template, program, detach, phase, id, submitted)"
-                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert into tasks (key, session, job_id, task_index, template, source, max_parallel, first, attempt,"
+                " program, detach, phase, id, submitted) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
 
@@ -93,10 +119,22 @@ class Store:
             rows = [(r.phase, r.id, r.session.info(r).to_json(), r.key) for r in records]
             connection.executemany("update tasks set phase = ?, id = ?, info = ? where key = ?", rows)
 
-    def phase(self, records: Iterable[Record], phase: int) -> None:
-        """Write down that these are about to be given to the system."""
+    def start(self, keys: Sequence[str]) -> dict[str, Row | None]:
+        """Write down that these, which waited, are about to be given to the system.
+
+        Those that must not be, as another program has a wish for them, or has them, are returned as they are now
+        (None: removed).
+        """
         with self._transaction() as connection:
-            connection.executemany("update tasks set phase = ? where key = ?", [(phase, r.key) for r in records])
+            changed = connection.executemany(
+                "update tasks set phase = ? where key = ? and phase = ? and program = ? and wish is null",
+                [(SUBMITTING, key, HERE, self.program) for key in keys],
+            ).rowcount
+            if changed == len(keys):
+                return {}
+            rows = {row.key: row for key in keys for row in _read(connection, _ONE, key)}
+        refused = {key: rows.get(key) for key in keys}
+        return {k: r for k, r in refused.items() if r is None or r.phase != SUBMITTING or r.program != self.program}
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget reaped tasks."""
@@ -106,30 +144,52 @@ class Store:
     def claim(self, key: str, program: str) -> bool:
         """Take over a task from a program that is gone; False if another program was faster."""
         with self._transaction() as connection:
-            statement = "update tasks set program = ? where key = ? and program = ?"
-            return connection.execute(statement, (self.program, key, program)).rowcount == 1
+            statement = "update tasks set program = ? where key = ? and program = ? and phase = ?"
+            return connection.execute(statement, (self.program, key, program, HERE)).rowcount == 1
 
-    def leave(self, phase: int) -> None:
-        """Tasks of this phase belong to no program any more: the next one takes them over."""
+    def wish(self, keys: Sequence[str], action: str) -> bool:
+        """Want this to be done to tasks that wait in other programs' queues; False if some do not wait any more.
+
+        The program in whose queue a task waits is the only one that does something to it, so nothing happens twice.
+        """
         with self._transaction() as connection:
-            connection.execute("update tasks set program = '' where program = ? and phase = ?", (self.program, phase))
+            changed = connection.executemany(  # an end that is wanted stays wanted
+                "update tasks set wish = case when wish in ('terminate', 'kill') then wish else ? end"
+                " where key = ? and phase = ?",
+                [(action, key, HERE) for key in keys],
+            )
+            return changed.rowcount == len(keys)
 
-    def load(self, session: str) -> Iterator[Row]:
+    def wishes(self) -> dict[str, str]:
+        """Take what other programs want done to tasks that wait in the queue of this one: actions by key."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                "select key, wish from tasks where program = ? and wish is not null and phase = ?", (self.program, HERE)
+            ).fetchall()
+            connection.executemany("update tasks set wish = null where key = ?", [(key,) for key, _ in found])
+        return dict(found)
+
+    def written(self) -> int:
+        """A number that changes when another program has written."""
+        with self._lock:
+            try:
+                return _number(self._connection, "pragma data_version")
+            except sqlite3.Error as error:
+                raise _trouble(self.path, error) from error
+
+    def leave(self) -> None:
+        """What waits or runs belongs to no program any more: the next one takes over what waits."""
+        with self._transaction() as connection:
+            statement = "update tasks set program = '' where program = ? and phase in (?, ?)"
+            connection.execute(statement, (self.program, HERE, ACCEPTED))
+
+    def load(self, session: str) -> list[Row]:
         """All tasks of a session, in order of submission."""
         with self._lock:
             try:
-                rows = self._connection.execute(
-                    "select key, job_id, task_index, json, program, detach, phase, id, submitted, info from tasks"
-                    " join templates on templates.number = template where session = ? order by tasks.number",
-                    (session,),
-                ).fetchall()
+                return list(_read(self._connection, _ALL, session))
             except sqlite3.Error as error:
                 raise _trouble(self.path, error) from error
-        templates: dict[str, JobTemplate] = {}
-        for key, job_id, index, json, program, detach, phase, id_, submitted, info in rows:
-            template = templates.get(json) or templates.setdefault(json, JobTemplate.from_json(json))
-            known = JobInfo.from_json(info) if info else None
-            yield Row(key, job_id, index, template, program, bool(detach), phase, id_, submitted, known)
 
     def close(self) -> None:
         """Close the file; everything is in it."""
@@ -147,6 +207,18 @@ class Store:
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self)
+
+
+def _read(connection: sqlite3.Connection, statement: str, value: str) -> Iterator[Row]:
+    found = connection.execute(statement, (value,)).fetchall()
+    templates: dict[str, JobTemplate] = {}
+
+    def template(json: str) -> JobTemplate:
+        return templates.get(json) or templates.setdefault(json, JobTemplate.from_json(json))
+
+    for key, job_id, index, filled, given, *facts, info in found:
+        known = JobInfo.from_json(info) if info else None
+        yield Row._make((key, job_id, index, template(filled), template(given), *facts, known))
 
 
 class _Transaction:

@@ -91,6 +91,9 @@ class Task:
     def _renew(self) -> None:
         """Submit it once more; from now on this handle shows the new attempt."""
         record = self._record.session.again(self._record.session.look(self._record))  # this failure is being seen to
+        self._show(record)
+
+    def _show(self, record: Record) -> None:
         self._earlier, self._record = (*self._earlier, self._record), record
 
     @property

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,7 @@ class ProcessBackend(Backend):
         ended_now = {row[0] for row in ends} if starts and ends else ()
         for row in starts:
             if (process := tasks.get(row[0])) is not None:
-                process.pid, process.ticks = row[1], row[2]
+                _, process.pid, process.ticks, _, process.out, process.err = row
                 if row[0] not in ended_now:
                     infos.append(self._started(process, row[3]))
         infos += [
@@ -312,10 +313,10 @@ class ProcessBackend(Backend):
             more["cpu_time"] = timedelta(seconds=cpu)
             more["allocated_machines"] = self._machines
             more["slots"] = 1
-            more["extensions"] = FrozenDict(ru_maxrss=str(peak))
+            more["extensions"] = _peak(peak)
         if code is not None and code < 0:
             return ended(process.id, signal_name=_signal_name(-code), exit_status=128 - code, sub_state=why, **more)
-        return ended(process.id, exit_status=code, sub_state=why, **more)
+        return ended(process.id, exit_status=code, sub_state=why, incomplete=why == "exited", **more)
 
     # -- control and output --
 
@@ -349,27 +350,33 @@ class ProcessBackend(Backend):
             return b"", True
         path = paths.out if stream == "stdout" else paths.err
         if path is None:
-            self._pin(process)
+            pinned = self._pin(process)
             number = process.out if stream == "stdout" else process.err
-            if number is None:
+            if number is None or not pinned:
                 return b"", True
-            path = f"{paths.directory}/{number}"
-        elif path == DISCARDED or path in launch.PASSED:
+            return _read(f"{paths.directory}/{number}", offset, limit, f"the {stream} of {id}")
+        if path == DISCARDED or path in launch.PASSED:
             what = "discarded" if path == DISCARDED else "passed through"
             raise UnsupportedOperationError(f"{id}: {stream} was {what} ({path}); leave the path unset to keep it")
-        return _read(path, offset, limit)
+        return _read(path, offset, limit, f"the {stream} of {id}" if process.pid else "")
 
-    def _pin(self, process: _Process) -> None:
-        """Ask where a running task writes; from then on that file is not used again for another task."""
+    def _pin(self, process: _Process) -> bool:
+        """Ask where a running task writes; from then on that file is not used again for another task.
+
+        False: it has just ended, and may have given its file back; the news of that is on its way.
+        """
         if process.pinned or process.ended or process.link is None:
-            return
+            return True
         try:
             numbers = process.link.ask("pin", process.n)
         except DrmCommunicationError:
-            return
-        if numbers is not None and not process.ended:
+            return True  # no keeper, so nothing is used again
+        if numbers is None:
+            return process.ended
+        if not process.ended:
             process.out, process.err = numbers
             process.pinned = True
+        return True
 
     def reap(self, ids: Sequence[str]) -> None:
         """Remove kept output."""
@@ -611,10 +618,14 @@ def _pass_descriptors(order: dict[str, Any]) -> list[int]:
     return fds
 
 
-def _read(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
+def _read(path: str, offset: int, limit: int, what: str) -> tuple[bytes, bool]:
+    """`what`: whose file it is; "" for one that may not be there yet."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if what:
+            words = f"{what} is gone: another program reaped the task, or somebody removed or renamed {path}"
+            raise InvalidStateError(words) from error
         return b"", True
     except OSError as error:
         raise InvalidStateError(f"cannot read {path}: {error.strerror}") from error
@@ -625,6 +636,13 @@ def _read(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
     return data, len(data) < limit
 
 
+@lru_cache(maxsize=1024)
+def _peak(kib: int) -> FrozenDict[str, str]:
+    """One for all tasks of the same peak: a dict of its own would be a fifth of what is kept of a task."""
+    return FrozenDict(ru_maxrss=str(kib))
+
+
+@cache
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

@@ -40,6 +40,8 @@ LIMIT_GRACE = 2.0
 TELL_DELAY = 0.002
 """Seconds that the news of a start may wait for the news of its end, so that a short task costs one message."""
 TELL_BATCH = 64
+WAKEFUL = 0.0005
+"""Seconds to stay awake after the last end: the next link of a chain comes sooner than one falls asleep and wakes."""
 LONGEST_SLEEP = 3600.0
 """Seconds: epoll counts milliseconds in an int, and a limit of time may be a month away."""
 STAGERS = 8
@@ -211,7 +213,7 @@ class Keeper:
     def run(self) -> None:
         """Serve until nobody needs this process any more."""
         while not self._over():
-            for key, _ in self.selector.select(self._patience()):
+            for key, _ in self._events():
                 key.data()
             if self.told_to_end:
                 self._end("its keeper was told to end (SIGTERM)")
@@ -225,6 +227,17 @@ class Keeper:
             self._take_back()
         self._tell(now=True)
         self._leave()
+
+    def _events(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Sleep until there is something to do; with no task left, look again for a moment before that."""
+        patience = self._patience()
+        if patience is None and not self.tasks:
+            end = time.monotonic() + WAKEFUL
+            while time.monotonic() < end:
+                if events := self.selector.select(0):
+                    return events
+                os.sched_yield()
+        return self.selector.select(patience)
 
     def _over(self) -> bool:
         if self.ending:
@@ -418,7 +431,7 @@ class Keeper:
 
     def _cancel_unstarted(self, task: Task) -> None:
         if task.stager:
-            task.why = task.why or "cancelled"
+            task.why, task.words = task.why or "cancelled", "ended while its files were being copied"
             kill(task.stager, signal.SIGKILL)
         else:
             self._finish_unstarted(task, "cancelled", "ended before it was started")
@@ -533,19 +546,21 @@ class Keeper:
             if os.stat(f"{self.directory}/{number}").st_size or task.pinned:
                 return number
         except OSError:
-            return None
+            return number  # somebody removed it: who reads is told so
         self.emptied.append(number)
         return None
 
     def _take_back(self) -> None:
         """Use empty files again, once the news is out: those that no process has open for writing any more.
 
-        So a background process that a task left behind never writes into a stranger's output.
+        So a background process that a task left behind never writes into a stranger's output: it goes on with a file
+        that has no name, and the number is that of a new one.
         """
         while self.emptied:
             number = self.emptied.pop()
-            if unused(f"{self.directory}/{number}"):
-                self.free.append(number)
+            if not unused(f"{self.directory}/{number}"):
+                remove(f"{self.directory}/{number}")
+            self.free.append(number)
 
     def _give_back(self, task: Task) -> None:
         self.free += [number for number in (task.out, task.err) if number is not None]
@@ -587,10 +602,10 @@ class Keeper:
             return
         self._finish(task)
 
-    def _finish(self, task: Task) -> None:
+    def _finish(self, task: Task, *, incomplete: bool = False) -> None:
         code, cpu, peak = task.result or (None, 0.0, 0)
         why = task.why
-        if code == 0 and why == "cancelled":
+        if code == 0 and why == "cancelled" and not incomplete:
             why = None  # it ended well all the same
         out, err = self._written(task.out, task), self._written(task.err, task)
         if code or out or err:
@@ -645,7 +660,7 @@ class Keeper:
         task.stager = 0
         note = f"{self.directory}/{task.n}.stage"
         if code:
-            words = words or read_text(note) or f"copying its files ended with {code}"
+            words = words or task.words or read_text(note) or f"copying its files ended with {code}"
         remove(note)
         if task.result is None:  # before the start
             if code or task.why or self.ending:
@@ -656,9 +671,8 @@ class Keeper:
             self.pending.appendleft(task)
             return
         if code:
-            task.why, task.words = task.why or "exited", words
-            task.result = (None if task.result[0] == 0 else task.result[0], *task.result[1:])
-        self._finish(task)
+            task.why, task.words = task.why or "exited", words  # this and exit status 0: a failure all the same
+        self._finish(task, incomplete=code != 0)
 
     # -- signals --
 
@@ -694,7 +708,7 @@ class Keeper:
                 parent, session, group = table[pid]
                 found = leaders.get(session) or leaders.get(group) or owner(parent)
                 if found is None and parent == os.getpid() and pid not in self.by_pid:
-                    found = keys.get(mark_of(pid) or "")
+                    found = keys.get(mark_of(pid, looks=20) or "")
                 owners[pid] = found
             return owners[pid]
 
@@ -905,8 +919,12 @@ def copy(files: dict[str, str], directory: str, note: str) -> int:
             else:
                 shutil.copy2(source, target)
     except OSError as error:
-        with open(note, "w") as file:
-            file.write(f"cannot copy {source} to {target}: {error.strerror or error}")
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of a directory: all that failed
+            source, target, why = error.args[0][0]
+        else:
+            why = error.strerror or str(error)
+        with open(note, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"cannot copy {source} to {target}: {why}")
         return 1
     return 0
 
@@ -971,16 +989,24 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def mark_of(pid: int) -> str | None:
-    """The task that a process belongs to, as its environment tells."""
+def mark_of(pid: int, looks: int = 1) -> str | None:
+    """The task that a process belongs to, as its environment tells.
+
+    In the middle of execve(2) a process has neither environment nor arguments: it is worth another look then (but
+    kernel threads never have them).
+    """
+    entries: list[bytes] = []
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            for entry in file.read().split(b"\0"):
-                if entry.startswith(b"WFL_KEY="):
-                    return os.fsdecode(entry[8:])
+        for look in range(looks):
+            if look:
+                time.sleep(0.001)
+            with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                entries, arguments = environ.read().split(b"\0"), cmdline.read()
+            if entries != [b""] or (arguments and look > 1):
+                break
     except OSError:
-        pass
-    return None
+        return None
+    return next((os.fsdecode(entry[8:]) for entry in entries if entry.startswith(b"WFL_KEY=")), None)
 
 
 def start_ticks(pid: int | str) -> int | None:

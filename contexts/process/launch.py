@@ -142,9 +142,10 @@ def _files(template: JobTemplate, cwd: str) -> dict[str, Any]:
     found: dict[str, Any] = {"join": bool(template.join_files) or (isinstance(out, str) and _same(out, err, cwd))}
     if template.input_path:
         found["in"] = template.input_path
-        _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
-        staged = template.stage_in_files or template.input_path in PASSED
-        if not staged and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
+        passed = template.input_path in PASSED
+        if not passed:
+            _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
+        if not (passed or template.stage_in_files) and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
             raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
     for name, path in (("output_path", out), ("error_path", err)):
         if path is not None and path not in PASSED:

@@ -73,8 +73,10 @@ class Link:
                     pass_fds=[sock.fileno() for sock in passed],
                     start_new_session=True,
                 )
-        except OSError as error:
+        except BaseException as error:
             ours.close()
+            if not isinstance(error, OSError):
+                raise
             msg = f"cannot start the keeper, the helper process that starts and ends tasks: {error}"
             raise SessionManagementError(msg) from error
         finally:

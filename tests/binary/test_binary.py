@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +28,9 @@ def missing() -> str | None:
     """What is needed to build, and is not here."""
     if importlib.util.find_spec("PyInstaller") is None:
         return "pyinstaller is not in this environment (the extra `binary` has it)"
-    if shutil.which("objdump") is None:
-        return "objdump, which pyinstaller needs, is not here (package binutils)"
-    return None
+    tool = Path(__file__).parents[2] / "tools" / "binary_lacks.py"
+    lacks = subprocess.run([sys.executable, str(tool)], capture_output=True, text=True, check=True).stdout.strip()
+    return f"what pyinstaller needs is not here (on Debian: {lacks})" if lacks else None
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from wfl import WflError, Workflow
 from wfl.testing.conformance import ours, results
-from wfl.testing.conformance.programs import Program
+from wfl.testing.conformance.programs import Program, hear_signals
 from wfl.testing.conformance.site import load
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     given: str | None = config.getoption("--wfl-context", default=None)
     if given:
         load(given)
+    hear_signals()
     config.addinivalue_line("markers", "needs(*what): capabilities, traits, fields, commands that the case needs")
 
 

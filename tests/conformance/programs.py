@@ -31,6 +31,14 @@ def say(*words):
 """
 
 
+def hear_signals() -> None:
+    """Undo the deafness of what was started by `&` or nohup, which all programs that it starts would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # still deaf itself, but what it starts is not
+
+
 def maker(name: str) -> Callable[..., Context]:
     """In such a program: the function "package.module:attribute" that makes contexts (of a Site: its factory)."""
     module, _, attribute = name.partition(":")

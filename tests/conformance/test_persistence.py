@@ -6,11 +6,12 @@ import signal
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from wfl import Capability, Job, JobState, SessionManagementError, TaskArray, Workflow
+from wfl import Capability, InvalidStateError, Job, JobState, SessionManagementError, TaskArray, Workflow
 from wfl.testing.conformance.programs import Program
 from wfl.testing.conformance.site import Field, Site, Trait, needs, quoted
 
@@ -106,6 +107,51 @@ def test_array_is_kept(program: Start, store: Path, again: Callable[[], Workflow
     assert array.id == job_id
     assert [task.index for task in array] == [2, 5, 8]
     assert job.state is JobState.DONE
+
+
+@needs(Trait.PROGRAMS)
+def test_attempts_are_kept(program: Start, store: Path, again: Callable[[], Workflow]) -> None:
+    """A retried task is found again as one task with its attempts in order, in the state of the last."""
+    source = OPEN + "job = flow.run('false').retry(2, backoff=0)\nsay(*[task.id for task in job.tasks[0].attempts])\n"
+    started = program(source + "flow.close()\n", store, "-")
+    ids = started.line().split()
+    assert started.wait() == 0
+    job = only(again())
+    (task,) = job.tasks
+    assert not isinstance(task, TaskArray)
+    assert [attempt.id for attempt in task.attempts] == ids
+    assert [job.job_id, len(set(ids))] == [ids[-1], 3]
+    assert {attempt.info().exit_status for attempt in task.attempts} == {1}
+    assert job.state is JobState.FAILED
+    assert job.reap_all().errors == []
+    assert again().jobs() == []
+
+
+@needs(Trait.PROGRAMS, Trait.EXECUTION, Capability.OUTPUT)
+def test_placeholders_are_kept(program: Start, store: Path, again: Callable[[], Workflow]) -> None:
+    """The template comes back as it was given: submitted again, its placeholders are filled anew."""
+    source = OPEN + "flow.run_array(range(3, 5), 'echo', 'n$DRMAA2_INDEX$').wait()\nflow.close()\n"
+    assert program(source, store, "-").wait() == 0
+    job = only(again())
+    assert list(job.resubmit().outputs().values()) == ["n3", "n4", "n3", "n4"]
+
+
+@needs(Trait.EXECUTION, Capability.OUTPUT)
+def test_output_reaped_elsewhere(store: Path, make_flow: MakeFlow) -> None:
+    """Output that another program has removed is an InvalidStateError, not empty; that of a silent job is empty."""
+    flow, other = (make_flow(store=store, session_name="kept") for _ in range(2))
+    loud, silent = flow.run("echo", "x").wait(), flow.run("true").wait()
+    found = {job.job_id: job for job in other.jobs()}
+    assert found[silent.job_id].wait().output() == ""
+    assert found[loud.job_id].wait().output() == "x"
+    assert found[loud.job_id].reap_all().errors == []
+    task = loud.tasks[0]
+    with pytest.raises(InvalidStateError):
+        task.output()
+    with pytest.raises(InvalidStateError):
+        list(task.stream())
+    assert (loud.output(), [type(error) for error in loud.errors]) == ("", [InvalidStateError])
+    assert (silent.output(), silent.error_output(), silent.errors) == ("", "", [])
 
 
 @needs(Trait.PROGRAMS)
@@ -242,6 +288,70 @@ def test_queue_is_kept(site: Site, program: Start, store: Path, again: Callable[
     first, *rest = flow.jobs()
     first.kill()
     assert [job.wait(site.within(60)).state for job in rest] == [JobState.DONE] * 3
+
+
+@needs(*DETACHED)
+def test_running_is_counted(program: Start, store: Path, make_flow: MakeFlow, shared: Path) -> None:
+    """What an earlier program left running has its place in the queue: max_parallel holds across programs."""
+    source = OPEN + f"flow.run(shell({until_written(shared / 'go')!r})).do(lambda task: task.wait_started())\n"
+    assert program(source + "flow.close()\n", store, "detach").wait() == 0
+    flow = make_flow(store=store, session_name="kept", detach=True, max_parallel=1).raise_for_error()
+    first = only(flow)
+    second = flow.run("true")
+    assert (first.state, second.state) == (JobState.RUNNING, JobState.QUEUED)
+    (shared / "go").touch()
+    assert second.wait().state is JobState.DONE
+    one, two = first.info(), second.info()
+    assert one is not None
+    assert two is not None
+    assert one.finish_time is not None
+    assert two.dispatch_time is not None
+    assert one.finish_time <= two.dispatch_time
+
+
+@needs(*DETACHED)
+def test_array_limit_is_kept(
+    site: Site, program: Start, store: Path, again: Callable[[], Workflow], shared: Path
+) -> None:
+    """The max_parallel of an array holds on in the next program."""
+    source = OPEN + f"job = flow.run_array(4, shell({until_written(shared / 'go')!r}), max_parallel=1)\n"
+    source += "flow.session.wait_any_started(job.tasks[0].tasks)\nflow.close()\n"
+    assert program(source, store, "detach").wait() == 0
+    job = only(again())
+    (array,) = job.tasks
+    assert isinstance(array, TaskArray)
+    assert array.max_parallel == 1
+    (shared / "go").touch()
+    assert job.wait(site.within(120)).state is JobState.DONE
+    times = sorted((info.dispatch_time, info.finish_time) for info in job.infos() if info.dispatch_time)
+    assert len(times) == 4
+    assert all(end is not None and end <= begin for (_, end), (begin, _) in pairwise(times))
+
+
+@needs(*DETACHED)
+def test_queued_elsewhere(site: Site, program: Start, store: Path, again: Callable[[], Workflow], shared: Path) -> None:
+    """What waits in the queue of another program can be held, released and ended; both programs see what became of it,
+    and what was ended never runs.
+    """
+    source = "flow = Workflow(open_context(store=arguments[0], session_name='kept', detach=True, max_parallel=1))\n"
+    source += f"flow.run(shell({until_written(shared / 'go')!r})).do(lambda task: task.wait_started())\n"
+    touch = f"touch {quoted(shared / 'ran')}"
+    source += f"ended = flow.run(shell({touch!r}))\nheld = flow.run('true')\nsay('waits')\n"
+    source += "say(ended.wait().state.name, ended.info().sub_state)\nsay(held.wait().state.name)\nflow.close()\n"
+    started = program(source, store)
+    assert started.line() == "waits"
+    _, ended, held = again().jobs()
+    assert [ended.state, held.state] == [JobState.QUEUED] * 2
+    assert held.hold().errors == []
+    site.until(lambda: held.state is JobState.QUEUED_HELD, "QUEUED_HELD")
+    assert ended.kill().errors == []
+    assert ended.wait(site.within(60)).state is JobState.FAILED
+    assert started.line() == "FAILED cancelled"
+    (shared / "go").touch()
+    assert held.release().wait(site.within(60)).state is JobState.DONE
+    assert started.line() == "DONE"
+    assert started.wait() == 0
+    assert not (shared / "ran").exists()
 
 
 @needs(*DETACHED)

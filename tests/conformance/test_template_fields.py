@@ -169,6 +169,7 @@ def test_stage_out_of_nothing(flow: Workflow, shared: Path) -> None:
     job = flow.run("true", working_directory=shared / "run", stage_out_files={os.fspath(shared / "x"): "not-made"})
     assert not job.success()
     assert "not-made" in (job.infos()[0].annotation or "")
+    assert job.exit_status() == 0  # that of the command, which did end well
 
 
 @needs(Field("candidate_machines"))

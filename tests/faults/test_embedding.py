@@ -20,6 +20,10 @@ import os, sys, threading, time
 from wfl import JobState, Workflow, shell
 log = sys.argv[1]
 sleeper = shell({NOTE + "exec sleep 600"!r}, job_environment={{"LOG": log}})
+
+def wait_noted():
+    while not (os.path.exists(log) and os.path.getsize(log)):
+        time.sleep(0.01)
 """
 
 
@@ -40,7 +44,8 @@ def test_a_program_may_end_while_tasks_run(tmp_path: Path) -> None:
     source = """
 flow = Workflow()
 flow.run_array(5, sleeper)
-flow.run(sleeper).tasks[0].wait_started()
+flow.run(sleeper)
+wait_noted()
 sys.exit(23)
 """
     said = run(source, tmp_path, 23)
@@ -74,7 +79,7 @@ ENDS = {
 def test_however_it_ends_the_code_is_its_own_and_nothing_is_left(end: str, tmp_path: Path) -> None:
     """The exit code is the program's, its own words are seen, tasks and keeper end."""
     last, code, words = ENDS[end]
-    said = run(f"flow = Workflow()\njob = flow.run(sleeper)\njob.tasks[0].wait_started()\n{last}\n", tmp_path, code)
+    said = run(f"flow = Workflow()\njob = flow.run(sleeper)\nwait_noted()\n{last}\n", tmp_path, code)
     assert words in said
     assert said.count("Traceback") == (1 if words else 0), said
     assert noted(tmp_path / "log")

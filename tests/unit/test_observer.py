@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from wfl.errors import DeniedByDrmsError
+from wfl.errors import DeniedByDrmsError, InvalidStateError
 from wfl.observer import Observer
+from wfl.testing import FakeContext
+from wfl.workflow import Workflow
 
 TASK = cast("Any", SimpleNamespace(id="17"))
 
@@ -52,3 +54,11 @@ def test_default_observer_logs(
         getattr(Observer.default(), name)(argument)
     assert caplog.record_tuples == [("wfl", *line)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_job_without_tasks_is_an_error_that_is_observed() -> None:
+    """Errors are looked for after the wait, so that the wait's own are among them."""
+    seen: list[Exception] = []
+    with Workflow(FakeContext()) as flow:
+        flow.new_job().observe(Observer(on_error=seen.append))
+    assert [type(error) for error in seen] == [InvalidStateError]

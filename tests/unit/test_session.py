@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wfl import asker, errors
+from wfl import Job, asker, errors
 from wfl.backend import Action, Answer, Limits, Submission, ended
 from wfl.completed import as_completed
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate
@@ -1794,6 +1794,17 @@ def test_a_retry_sees_to_all_failures_but_the_last(
     with Workflow(FakeContext(system)) as flow:
         flow.run(command).retry(1, backoff=0)
     assert len(unseen(caplog)) == warnings
+
+
+@pytest.mark.parametrize("verb", [Job.wait, Job.synchronize, Job.failed, lambda job: job.then_run("good")])
+def test_a_start_that_failed_late_raises(verb: Callable[[Job], object]) -> None:
+    """With raise_errors a start that turns out to have failed raises where its end is waited for, once."""
+    system = FakeSystem({"bad": Outcome(duration=1, sub_state="launch_failure")})
+    with Workflow(FakeContext(system), raise_errors=True) as flow:
+        job = flow.run("bad")
+        with pytest.raises(errors.DeniedByDrmsError):
+            verb(job)
+        assert job.wait().state is JobState.FAILED
 
 
 def test_what_closing_ends_is_no_unseen_failure(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from wfl import errors, store
+from wfl import Backoff, Workflow, errors, store
 from wfl.backend import Submission
 from wfl.drmaa2 import JobInfo, JobState, JobTemplate
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING
+from wfl.retry import retry_tasks
 from wfl.session import JobSession
 from wfl.store import Store, program_lives, program_name
 from wfl.task import Task
@@ -229,14 +230,16 @@ def test_unreachable_system_on_coming_back(
 
 
 def test_queue_of_a_dead_program_is_inherited(open_session: Callable[..., JobSession], path: Path) -> None:
-    """Detached jobs that still waited in a dead program's queue run in the next one's, under its limit."""
+    """Detached jobs that still waited in a dead program's queue run in the next one's, under its limit, in which those
+    count that are found running.
+    """
     system = FakeSystem({"job": FOREVER})
     session = open_session(system, max_parallel=1)
     run(session, "job", number=4)
     session.close()
     killed(path)
     tasks = open_session(system, max_parallel=2).get_jobs()
-    assert len(system.submitted) == 3  # one by the first program, two by the second
+    assert len(system.submitted) == 2  # one by the first program, one beside it by the second
     for _ in tasks:
         for task in tasks:
             if task.state is JobState.RUNNING:
@@ -393,6 +396,284 @@ def test_many_programs_open_one_store_at_once(path: Path) -> None:
     for program in programs:
         _, trouble = program.communicate(timeout=PATIENCE)
         assert program.returncode == 0, trouble
+
+
+# --- attempts, templates, limits --------------------------------------------------------------------------
+
+
+def test_attempts_come_back_as_one_job(path: Path) -> None:
+    """Attempts of a retried job are one job again, in order, in the state of the last; reaping it removes them all."""
+    system = FakeSystem({"job": [Outcome(exit_status=1), Outcome(exit_status=2), Outcome(exit_status=0)]})
+    with Workflow(FakeContext(system, store=path, detach=True)) as flow:
+        flow.run("job").retry(5, backoff=0)
+        flow.run("true").wait()
+        ids = [[task.id for task in job.tasks[0].attempts] for job in flow.jobs()]  # type: ignore[union-attr]
+    assert [len(attempts) for attempts in ids] == [3, 1]
+    with Workflow(FakeContext(system, store=path, detach=True)) as flow:
+        found = flow.jobs()
+        assert [[task.id for task in job.tasks[0].attempts] for job in found] == ids  # type: ignore[union-attr]
+        assert found[0].state is JobState.DONE
+        attempts = found[0].tasks[0].attempts  # type: ignore[union-attr]
+        assert [task.info().exit_status for task in attempts] == [1, 2, 0]
+        found[0].reap_all()
+        assert len(flow.jobs()) == 1
+    assert sql(path, "select count(*) from tasks") == [(1,)]
+
+
+def test_attempts_are_told_from_each_other_by_number(open_session: Callable[..., JobSession], path: Path) -> None:
+    """A program was killed between the end of an attempt and its note: the attempts are in their order all the same."""
+    system = FakeSystem({"job": Outcome(exit_status=1)})
+    session = open_session(system)
+    (task,) = run(session, "job")
+    wait([task])
+    retry_tasks([task], 2, Backoff(initial=0), lambda _: True)
+    ids = [attempt.id for attempt in task.attempts]
+    session.close()
+    killed(path)
+    first = sql(path, "select key from tasks order by number")[0][0]
+    sql(path, "update tasks set phase = ?, id = key, info = null where key = ?", SUBMITTING, first)
+    (found,) = open_session(system).get_jobs()
+    assert [attempt.id for attempt in found.attempts] == ids
+
+
+def test_a_retry_by_a_later_program_joins_the_task(open_session: Callable[..., JobSession]) -> None:
+    """Attempts that a later program makes, of a single job or of an element, belong to the same task for the next."""
+    system = FakeSystem({"job": [Outcome(exit_status=1), Outcome(exit_status=1), Outcome(exit_status=0)]})
+    session = open_session(system)
+    array = session.run_bulk_jobs(JobTemplate(remote_command="job"), range(1, 2))
+    (single,) = run(session, "job")
+    wait([*array, single])
+    session.close()
+    second = open_session(system)
+    for task in second.get_jobs():
+        retry_tasks([task], 1, Backoff(initial=0), lambda _: True)
+    second.refresh()  # writes what is due
+    third = open_session(system)
+    element, again = third.get_jobs()
+    assert [len(element.attempts), len(again.attempts)] == [2, 2]
+    assert third.get_job_array(array.id).tasks[0].attempts[-1].id == element.id
+    assert (element.index, again.state) == (1, JobState.DONE)
+
+
+def test_other_programs_attempts_join_the_array(open_session: Callable[..., JobSession]) -> None:
+    """A living program sees an element's new attempt on its array, which keeps its other elements."""
+    system = FakeSystem({"job": Outcome(exit_status=1)})
+    session = open_session(system)
+    array = session.run_bulk_jobs(JobTemplate(remote_command="job"), range(1, 4))
+    array.wait_terminated(PATIENCE)
+    session.refresh()
+    other = open_session(system)
+    retry_tasks([other.get_job_array(array.id)[1]], 1, Backoff(initial=0), lambda _: True)
+    other.refresh()
+    assert session.get_job_array(array.id) is array
+    assert [len(task.attempts) for task in array] == [1, 2, 1]
+
+
+def test_templates_come_back_as_they_were_given(open_session: Callable[..., JobSession]) -> None:
+    """What a resubmission starts from is the template without defaults, its placeholders to be filled anew."""
+    system = FakeSystem(fields=["output_path", "remote_command", "args", "job_environment"])
+    template = JobTemplate(remote_command="a", args=["$DRMAA2_INDEX$"], output_path="/tmp/{{.ID}}.$DRMAA2_INDEX$")
+    default = JobTemplate(job_environment={"WHERE": "one"})
+    session = open_session(system, default_template=default)
+    array = session.run_bulk_jobs(template, range(1, 3))
+    single = session.run_job(template)
+    wait([*array, single])
+    session.close()
+    again = open_session(system, default_template=JobTemplate(job_environment={"WHERE": "two"}))
+    found = again.get_job_array(array.id)
+    assert {found.source, *(task.source for task in again.get_jobs())} == {template}
+    assert [task.template for task in found] == [task.template for task in array]
+    new = Task(again.again(found[1]._record))  # noqa: SLF001 - as retry does
+    assert new.template.args == ("2",)
+    assert new.template.job_environment == {"WHERE": "two"}
+    assert new.template.output_path != found[1].template.output_path
+
+
+def test_max_parallel_of_an_array_comes_back(open_session: Callable[..., JobSession], path: Path) -> None:
+    """The limit of an array holds on in the next program: for what runs, what waits and what is retried."""
+    system = FakeSystem({"job": FOREVER})
+    session = open_session(system)
+    array = session.run_bulk_jobs(JobTemplate(remote_command="job"), range(1, 7), max_parallel=2)
+    session.close()
+    killed(path)
+    again = open_session(system)
+    found = again.get_job_array(array.id)
+    assert found.max_parallel == 2
+    for started in range(2, 6):
+        assert len(system.submitted) == started
+        system.finish(found[started - 2], exit_status=1)
+        found[started].wait_started(PATIENCE)
+    retried = Task(again.again(found[0]._record))  # noqa: SLF001 - as retry does
+    assert (retried.state, len(system.submitted)) == (JobState.QUEUED, 6)
+    found.terminate()
+    wait([*found])
+    retried.wait_started(PATIENCE)
+    retried.terminate()
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_what_is_found_running_counts(open_session: Callable[..., JobSession], path: Path, *, closed: bool) -> None:
+    """max_parallel counts the slots of tasks that an ended program has left running, also if they are too many."""
+    system = FakeSystem({"job": FOREVER}, fields=["min_slots", "remote_command", "args"])
+    session = open_session(system)
+    left = run(session, "job", number=2, min_slots=2)
+    session.close()
+    if not closed:
+        killed(path)
+    again = open_session(system, max_parallel=3)
+    (new,) = run(again, "true")
+    assert new.state is JobState.QUEUED
+    system.finish(left[0])
+    wait([new])
+    again.close()
+
+
+def test_a_context_that_is_opened_again_counts_once(path: Path) -> None:
+    """Sessions of one context, one after the other, share its queue: what runs on has one place in it."""
+    system = FakeSystem({"job": FOREVER})
+    context = FakeContext(system, store=path, detach=True, max_parallel=2)
+    for _ in range(3):
+        session = JobSession(context)
+        if not system.submitted:
+            run(session, "job")
+        (task,) = run(session, "true")
+        wait([task])
+        session.close()
+
+
+def test_a_living_program_counts_its_own(open_session: Callable[..., JobSession], path: Path) -> None:
+    """What another living program runs counts there, until that program has ended."""
+    system = FakeSystem({"job": FOREVER})
+    owner = open_session(system)
+    run(owner, "job")
+    owner.refresh()
+    other = open_session(system, max_parallel=1)
+    wait(run(other, "true"))
+    killed(path)
+    late = open_session(system, max_parallel=1)
+    (waiting,) = run(late, "true")
+    assert waiting.state is JobState.QUEUED
+
+
+# --- control from elsewhere -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queued(open_session: Callable[..., JobSession]) -> tuple[FakeSystem, Task, Task, JobSession]:
+    """A system that runs one job; the next as its owner sees it, as another program sees it, and that program."""
+    system = FakeSystem({"first": FOREVER, "job": FOREVER})
+    owner = open_session(system, max_parallel=1)
+    run(owner, "first")
+    (mine,) = run(owner, "job")
+    owner.refresh()
+    other = open_session(system)
+    return system, mine, other.get_jobs()[-1], other
+
+
+def test_ending_what_waits_elsewhere(queued: tuple[FakeSystem, Task, Task, JobSession]) -> None:
+    """Ended by another program, a queued job is cancelled for both, and never started."""
+    system, mine, theirs, _ = queued
+    theirs.terminate()
+    theirs.terminate()
+    wait([mine])
+    wait([theirs])
+    assert {mine.info().sub_state, theirs.info().sub_state} == {"cancelled"}
+    system.finish("1")
+    system.advance(10)
+    assert len(system.submitted) == 1
+
+
+def test_ending_what_is_about_to_start(queued: tuple[FakeSystem, Task, Task, JobSession]) -> None:
+    """The wish is heeded also if the job's turn comes before its program has looked."""
+    system, mine, theirs, _ = queued
+    system.time.auto = False  # nobody looks any more
+    theirs.terminate()
+    system.finish("1")
+    system.advance(0)
+    assert (mine.state, len(system.submitted)) == (JobState.FAILED, 1)
+
+
+def test_ending_what_has_just_started(queued: tuple[FakeSystem, Task, Task, JobSession]) -> None:
+    """What has started before the other program knew is ended all the same."""
+    system, mine, theirs, _ = queued
+    system.time.auto = False
+    system.finish("1")
+    system.advance(0.1)
+    assert (mine.state, theirs.state) == (JobState.RUNNING, JobState.QUEUED)
+    theirs.terminate()
+    assert mine.info().terminating_signal == "SIGKILL"
+
+
+def test_holding_and_releasing_elsewhere(queued: tuple[FakeSystem, Task, Task, JobSession]) -> None:
+    """Another program holds a queued job, which lets its turn pass, and releases it."""
+    system, mine, theirs, other = queued
+    theirs.hold()
+    system.finish("1")
+    system.advance(10)
+    assert (mine.state, theirs.state, len(system.submitted)) == (JobState.QUEUED_HELD, JobState.QUEUED_HELD, 1)
+    theirs.release()
+    mine.wait_started(PATIENCE)
+    assert len(system.submitted) == 2
+    other.refresh()
+    theirs.wait_started(PATIENCE)
+    theirs.terminate()
+    wait([mine])
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("suspend", "it has not started"), ("resume", "it has not started"), ("release", "not held")]
+)
+def test_what_cannot_be_done_elsewhere(
+    queued: tuple[FakeSystem, Task, Task, JobSession], verb: str, words: str
+) -> None:
+    """What its own program could not do to a queued job is refused at once to another."""
+    _, mine, theirs, _ = queued
+    with pytest.raises(errors.InvalidStateError, match=words):
+        getattr(theirs, verb)()
+    assert mine.state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("action", ["terminate", "hold"])
+def test_wishes_outlive_the_owner(
+    open_session: Callable[..., JobSession], queued: tuple[FakeSystem, Task, Task, JobSession], path: Path, action: str
+) -> None:
+    """A program that was killed before it heeded a wish: who inherits its queue heeds it."""
+    system, _, theirs, other = queued
+    system.time.auto = False
+    getattr(theirs, action)()
+    other.close()
+    killed(path)
+    task = open_session(system).get_jobs()[-1]
+    expected = JobState.FAILED if action == "terminate" else JobState.QUEUED_HELD
+    assert (task.state, len(system.submitted)) == (expected, 1)
+
+
+def test_what_another_took_over_is_not_started(queued: tuple[FakeSystem, Task, Task, JobSession], path: Path) -> None:
+    """A program that was taken for dead leaves what another has taken over to that one, whatever is wanted of it."""
+    system, mine, theirs, other = queued
+    system.time.auto = False  # nobody looks any more
+    assert other.store is not None
+    theirs.hold()
+    sql(path, "update tasks set program = ? where phase = ?", other.store.program, HERE)
+    system.finish("1")
+    system.advance(1)
+    assert (mine.state, len(system.submitted)) == (JobState.QUEUED, 1)
+
+
+def test_reading_what_another_program_reaped(open_session: Callable[..., JobSession]) -> None:
+    """Output that another program removed is an error, not empty; what never ran has none."""
+    system = FakeSystem({"job": Outcome(output="x"), "waiting": FOREVER})
+    session, other = open_session(system, max_parallel=1), open_session(system)
+    (task,) = run(session, "job")
+    wait([task])
+    session.refresh()
+    other.reap(other.get_jobs())
+    for read in (task.output, task.error_output, lambda: list(task.stream())):
+        with pytest.raises(errors.InvalidStateError):
+            read()
+    _, never = run(session, "waiting", number=2)
+    never.terminate()
+    assert never.output() == ""
 
 
 # --- what it refuses --------------------------------------------------------------------------------------
@@ -613,7 +894,7 @@ def test_elements_that_differ_have_their_own(open_session: Callable[..., JobSess
     template = JobTemplate(remote_command="a", args=["$DRMAA2_INDEX$"])
     session.run_bulk_jobs(template, range(1, 101)).wait_terminated(PATIENCE)
     session.close()
-    assert sql(path, "select count(*) from templates") == [(100,)]
+    assert sql(path, "select count(*) from templates") == [(101,)]  # and the one that was given
     assert [task.template.args for task in open_session(system).get_jobs()] == [(str(n),) for n in range(1, 101)]
 
 

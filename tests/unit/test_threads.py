@@ -199,8 +199,13 @@ def test_quick_work_needs_two_threads_at_most(pool: Pool, monkeypatch: pytest.Mo
     """The pool does not grow while nobody is blocked, however much there is to do and however long it waits."""
     monkeypatch.setattr(threads, "BLOCKED", 0.2)
     done: SimpleQueue[None] = SimpleQueue()
+
+    def work() -> None:
+        time.sleep(0.002)
+        done.put(None)
+
     for _ in range(600):
-        pool.submit(lambda: done.put(time.sleep(0.002)))
+        pool.submit(work)
     for _ in range(600):
         done.get(timeout=PATIENCE)
     assert len(named("test-pool")) <= 2

@@ -131,7 +131,7 @@ class VirtualTime:
             with self._changed:
                 if self._soon:
                     f: Callable[[], object] = self._soon.popleft()
-                elif self._next() <= until:
+                elif self._next() <= until and self._due:
                     when, _, (f,) = heappop(self._due)
                     self.now = max(self.now, when)
                 else:
