@@ -33,7 +33,7 @@ from wfl.errors import (
     UnsupportedOperationError,
     WflError,
 )
-from wfl.gate import Gate, advance, leave_all, occupy
+from wfl.gate import Gate, advance, leave_all
 from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
@@ -48,20 +48,17 @@ if TYPE_CHECKING:
     from wfl.backend import Outcome, Stream
     from wfl.context import Context
     from wfl.drmaa2 import JobTemplate
-    from wfl.store import Row, Store
+    from wfl.persistence import Persistence
+    from wfl.store import Store
 
     Submit = Callable[[Sequence[Submission]], Sequence[Outcome]]
 
 KILL_GRACE = 2.0
 """Seconds between asking a job to end and killing it, where the session enforces a limit of time."""
-FLUSH = 0.05
-"""Seconds that a change may wait before it is written to the store, so that many are written at once."""
 CHUNK = 1 << 20
 """Bytes of output read at once."""
 FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
-FOLLOW_STORE = 0.5
-"""Seconds between two looks at what other living programs have in their queues, or want done in ours."""
 CALLBACK_THREADS = 1000
 _ENDING = (Action.TERMINATE, Action.KILL)
 _CANCELLED = ("cancelled", "ended by its own program")
@@ -108,11 +105,7 @@ class JobSession:
         self.clock = context.clock()
         self._workers = self.clock.pool("wfl-worker", WORKERS)
         self._callbacks = Pool("wfl-callback", CALLBACK_THREADS)
-        self._dirty: dict[str, Record] = {}
-        self._queue: dict[str, Record] = {}  # by key: what waits here and is in the store, perhaps some more
-        self._heeding = False
-        self._uncounted: dict[Record, str] = {}  # found running, with the program that counts it while that lives
-        self._written = 0
+        self._kept: Persistence | None = None
         self._asker: Asker | None = None
         self.changes = 0
         self.callback_errors: list[tuple[Task, Exception]] = []
@@ -130,7 +123,10 @@ class JobSession:
                 self._asker = Asker(self, self.clock, self._workers)
                 undo.callback(self._asker.stop)
             if self.store:
-                self._come_back(self.store)
+                from wfl.persistence import Persistence
+
+                self._kept = Persistence(self, self.store)
+                self._kept.come_back()
             undo.pop_all()
         _open_sessions.add(self)
 
@@ -280,14 +276,9 @@ class JobSession:
     def _launch(self, records: list[Record], submit: Submit | None) -> None:
         """Submit what may start now; what has to wait here goes to where it waits."""
         waits = bool(records and records[0].gates) or any(self._waits(record.template) for record in records)
-        if self.store is not None:
+        if self._kept is not None:
             try:
-                array = self._arrays.get(records[0].job_id) if records and records[0].index is not None else None
-                limit = array.max_parallel if array else None
-                phase = HERE if waits else SUBMITTING
-                if waits:
-                    self._heed_later(records)
-                self.store.add(records, phase, detach=self.context.detach, max_parallel=limit)
+                self._kept.add(records, waits=waits)
             except WflError as error:
                 self._refuse(records, error)
                 return
@@ -347,8 +338,8 @@ class JobSession:
             for record in records:
                 record.phase = SUBMITTING
         try:
-            if check_store and self.store is not None and records:
-                records = self._start_in_store(records, self.store)
+            if check_store and self._kept is not None and records:
+                records = self._kept.start(records)
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
@@ -384,6 +375,10 @@ class JobSession:
                 f(chunk)
             return
         in_threads(f, chunks, self.backend.limits.requests or WORKERS, "wfl-request")
+
+    def _later(self, seconds: float, f: Callable[[], object]) -> None:
+        """Do this in so many seconds, on one of the session's own threads."""
+        self.clock.after(seconds, lambda: self._workers.submit(lambda: _void(f())))
 
     def request(self, f: Callable[..., Any], *arguments: object) -> Any:
         """One request to the system, when there is a place for it."""
@@ -433,36 +428,53 @@ class JobSession:
             record.error = error
         self._end_here(records, "launch_failure", str(error))
 
-    def _unknown(self, records: Sequence[Record], error: DrmCommunicationError, wait: float = 0.05) -> None:
+    def _unknown(self, records: Sequence[Record], error: DrmCommunicationError) -> None:
         """Nobody can say whether these were accepted: ask by key until somebody can, and submit nothing again."""
         with self._lock:
             records = [record for record in records if record.phase == SUBMITTING]  # others were heard of meanwhile
             for record in records:
                 record.state = record.state if record.state.started else JobState.UNDETERMINED
-        if not records:
+        if records:
+            log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
+            never = DrmCommunicationError(f"it was never started: {error}")
+            self._later(0.05, lambda: self._find(records, never, 0.1))
+
+    def _find(self, records: Sequence[Record], never: WflError, wait: float = 0.5, *, refusable: bool = False) -> None:
+        """Ask the system for these until it has answered for each; `never` is the error of those it never had.
+
+        With `refusable`, that it refuses to answer is raised and not tried again.
+        """
+        if self._closed or not records:
             return
-        log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
+        left = records
+        try:
+            with self._expecting():
+                left = self._look_for({record.key: record for record in records}, never)
+        except Exception as error:
+            if refusable and not isinstance(error, DrmCommunicationError):
+                raise
+            log.warning("%s: looking for %d jobs failed, trying again: %s", self.backend.name, len(records), error)
+        if left:
+            self._later(wait, lambda: self._find(left, never, min(wait * 2, 5.0)))
+        self._hurry()
 
-        def settle() -> None:
-            if self._closed:
-                return
-            try:
-                with self._expecting(), suppress(WflError):
-                    self._settle(records, error)
-            finally:  # what is still unsettled is asked about again
-                self._unknown(records, error, min(wait * 2, 5.0))
-
-        self.clock.after(wait, lambda: self._workers.submit(settle))
-
-    def _settle(self, records: Sequence[Record], error: DrmCommunicationError) -> None:
-        answer = self.request(self.backend.find, [Known(r.key, None, r.template) for r in records])
-        found = {info.extensions.get("key", info.id): info for info in answer.infos}
-        here = [record for record in records if record.key in found]
-        self._accept(here, [found[record.key].id for record in here])
+    def _look_for(self, by_key: Mapping[str, Record], never: WflError) -> list[Record]:
+        """Ask once; the records that there was no answer for."""
+        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
+        answer = self.request(self.backend.find, known)
+        answered = set(answer.gone)
+        for info in answer.infos:
+            key = info.extensions.get("key", info.id)
+            answered.add(key)
+            record = by_key.get(key)
+            if record is not None and (record.phase == SUBMITTING or record.id != info.id):
+                self._accept([record], [info.id])
         self.observe(answer.infos)
-        gone = set(answer.gone)
-        never = [record for record in records if record.key in gone and record.phase == SUBMITTING]
-        self._refuse(never, DrmCommunicationError(f"it was never started: {error}"))
+        gone = [by_key[key] for key in answer.gone]
+        self._refuse([record for record in gone if record.phase == SUBMITTING], never)
+        lost = [record for record in gone if record.phase == ACCEPTED]
+        self._end_here(lost, "lost", f"{self.backend.name} does not know it any more")
+        return [r for key, r in by_key.items() if key not in answered and r.phase in (SUBMITTING, ACCEPTED)]
 
     # -- the ledger --
 
@@ -480,8 +492,7 @@ class JobSession:
                     changed.append(record)
                     if record.state.ended:
                         over.append(record)
-        if self.store is not None:
-            self._note(changed)
+        self._note(changed)
         if over:
             self._after_ends(over)
 
@@ -569,8 +580,7 @@ class JobSession:
         """Facts that the session itself establishes, about records that the system may not know."""
         with self._lock:
             changed = [r for r, info in facts if (only is None or r.phase == only) and self._merge(r, info)]
-        if self.store is not None:
-            self._note(changed)
+        self._note(changed)
         over = [record for record in changed if record.state.ended]
         self._after_ends(over)
         return set(over)
@@ -887,8 +897,9 @@ class JobSession:
         }
         for record in wanted if action in _ENDING else ():
             record.why = record.why or _CANCELLED  # what is just being submitted is ended when it is known
-        if self.store is not None and wanted and not self.store.wish([record.key for record in wanted], action.value):
-            self._reread(wanted, self.store)
+        kept = self._kept
+        if kept is not None and wanted and not kept.store.wish([record.key for record in wanted], action.value):
+            kept.reread(wanted)
             moved_on = [record for record in wanted if record.own or record.phase != HERE]
             refused.update(self._try_control(moved_on, action))
         return refused
@@ -1003,293 +1014,25 @@ class JobSession:
         with self._lock:
             for record in over:
                 self._records.pop(record.id, None)
-                self._dirty.pop(record.key, None)
             for job_id in {record.job_id for record in over if record.job_id in self._arrays}:
                 if all(task._record.id not in self._records for task in self._arrays[job_id].tasks):
                     del self._arrays[job_id]
-        if self.store is not None:
-            self.store.remove(record.key for record in over)
+        if self._kept is not None:
+            self._kept.remove(over)
         if living:
             raise InvalidStateError(f"{len(living)} of {len(records)} tasks have not ended: {', '.join(living[:3])}")
-
-    # -- the store --
-
-    def _note(self, records: Iterable[Record]) -> None:
-        """These changed: write them down soon, many at once."""
-        if self.store is None:
-            return
-        with self._lock:
-            idle = not self._dirty
-            self._dirty.update((record.key, record) for record in records)
-            wake = idle and bool(self._dirty)
-        if wake:
-            self.clock.after(FLUSH, lambda: self._workers.submit(self._flush))
-
-    def _flush(self) -> None:
-        with self._lock:
-            dirty, self._dirty = self._dirty, {}
-        if dirty and self.store is not None:
-            try:
-                self.store.update(dirty.values())
-            except WflError as error:
-                log.warning("%s; trying again", error)
-                with self._lock:
-                    self._dirty = {**dirty, **self._dirty}
-                self.clock.after(1.0, lambda: self._workers.submit(self._flush))
 
     def refresh(self) -> None:
         """Take in what other programs have put into the store since."""
         self._check_open()
-        if self.store is not None:
-            self._flush()
-            self._come_back(self.store)
+        if self._kept is not None:
+            self._kept.flush()
+            self._kept.come_back()
 
-    def _come_back(self, store: Store) -> None:
-        """Enter stored tasks that the ledger does not have, find them in the system, and go on with what waited."""
-        rows = [row for row in store.load(self.name) if not row.key.startswith(self._key)]
-        with self._lock:
-            keys = {record.key for record in self._records.values()}
-            new = {self._restore(row): row for row in rows if row.key not in keys}
-            self._records.update((record.id, record) for record in new)
-            self._unended += sum(record.phase != ENDED for record in new)
-            self._restore_arrays(new)
-        self._take_over(new, store)
-        for record, row in new.items():
-            self._limit_again(record, row)
-
-    def _take_over(self, rows: Mapping[Record, Row], store: Store) -> None:
-        """Find what the system knows, leave to living programs what is theirs, inherit the queues of dead ones."""
-        from wfl.store import program_lives
-
-        lives = cache(program_lives)
-        theirs = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING) and lives(row.program)}
-        there = {r: row for r, row in rows.items() if r not in theirs and row.phase != HERE}
-        self._find(list(there))
-        self._count({r: row.program for r, row in there.items()}, lives)
-        queued = {r: row for r, row in rows.items() if r not in theirs and row.phase == HERE}
-        self._heed_later(queued)
-        faster = {r: row for r, row in queued.items() if row.detach and not store.claim(row.key, row.program)}
-        with self._lock:
-            for record in faster:
-                self._queue.pop(record.key, None)
-        self._submit([r for r, row in queued.items() if r not in faster and self._inherit(r, row)], check_store=True)
-        if queued:
-            self._heed(store)  # the wishes that came before this program
-        theirs |= faster  # what another program was faster to inherit
-        if theirs:
-            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(list(theirs), store)))
-
-    def _count(self, found: Mapping[Record, str], lives: Callable[[str], bool]) -> None:
-        """What is found running has its place at the gates, unless another living program counts it."""
-        with self._lock:
-            self._uncounted.update(found)
-            for record, program in list(self._uncounted.items()):
-                if record.phase in (HERE, ENDED):
-                    del self._uncounted[record]
-                elif not lives(program):
-                    del self._uncounted[record]
-                    if record.passed < 0:
-                        record.gates = self._gates(record.gate)
-                        occupy(record)
-
-    def _limit_again(self, record: Record, row: Row) -> None:
-        """The limits that an earlier program enforced hold on."""
-        if record.phase != ENDED and record.template.deadline_time is not None:
-            self._end_by(record, record.template.deadline_time)
-        if record.phase == ACCEPTED and row.info is not None and row.info.state.started:
-            with self._lock:
-                self._limit_time(record)
-
-    def _restore(self, row: Row) -> Record:
-        record = Record(
-            self,
-            row.key,
-            row.template,
-            source=row.source,
-            job_id=row.job_id,
-            index=row.element,
-            first=row.first,
-            attempt=row.attempt,
-        )
-        record.id, record.info, record.submitted = row.id, row.info, row.submitted
-        record.phase, record.own = row.phase, False
-        if row.info is None and row.phase == HERE and row.template.submit_as_hold:
-            record.state = JobState.QUEUED_HELD
-        if row.info is not None:
-            record.state = row.info.state
-            if row.phase == ENDED and row.info.sub_state == "launch_failure":
-                record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
-        return record
-
-    def _restore_arrays(self, rows: Mapping[Record, Row]) -> None:
-        """New elements are an array again; new attempts of known ones join theirs (with the lock held)."""
-        elements: dict[str, list[Record]] = {}
-        for record in rows:
-            if record.index is not None:
-                elements.setdefault(record.job_id, []).append(record)
-        for job_id, records in elements.items():
-            known = self._arrays.get(job_id)
-            tasks = {task.index: task for task in known.tasks} if known else {}
-            for record in records:
-                if (task := tasks.get(record.index)) is not None:
-                    task._show(record)
-                else:
-                    tasks[record.index] = Task(record)
-            if known is None:
-                limit = next((rows[record].max_parallel for record in records if rows[record].max_parallel), None)
-                known = self._arrays[job_id] = TaskArray(
-                    self,
-                    job_id,
-                    records[0].template,
-                    [task for _, task in sorted(tasks.items())],
-                    source=records[0].source,
-                    max_parallel=limit,
-                )
-                records[0].gate = self._restored_gate(records, limit)
-            for record in records:
-                record.gate = known.tasks[0]._record.gate or records[0].gate
-
-    def _restored_gate(self, records: Iterable[Record], limit: int | None) -> Gate | None:
-        """That of an array of an earlier program, unless the system itself sees to its limit."""
-        native = self._has(Capability.NATIVE_ARRAYS) and self._has(Capability.MAX_PARALLEL)
-        return Gate(limit) if limit and not (native and all(r.phase != HERE for r in records)) else None
-
-    def _find(self, records: Sequence[Record], wait: float = 0.5) -> None:
-        """Ask the system for these, of which an earlier or another program knew, until it answers."""
-        if not records or self._closed:
-            return
-        try:
-            with self._expecting():
-                self._look_for({record.key: record for record in records})
-        except DrmCommunicationError as error:
-            log.warning("%s: looking for %d jobs failed, trying again: %s", self.backend.name, len(records), error)
-            again = lambda: self._find(records, min(wait * 2, 5.0))  # noqa: E731 - for the worker's eyes only
-            self.clock.after(wait, lambda: self._workers.submit(again))
-        self._hurry()
-
-    def _look_for(self, by_key: Mapping[str, Record]) -> None:
-        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
-        answer = self.request(self.backend.find, known)
-        for info in answer.infos:
-            record = by_key.get(info.extensions.get("key", info.id))
-            if record is not None and (record.phase == SUBMITTING or record.id != info.id):
-                self._accept([record], [info.id])
-        self.observe(answer.infos)
-        gone = [by_key[key] for key in answer.gone if by_key[key].phase != ENDED]
-        never = [record for record in gone if record.phase == SUBMITTING]
-        words = "the program was killed before it could be started; it never ran"
-        for record in never:
-            record.error = DrmCommunicationError(words)
-        self._end_here(never, "launch_failure", words)
-        self._end_here(
-            [r for r in gone if r.phase == ACCEPTED], "lost", f"{self.backend.name} does not know it any more"
-        )
-
-    def _inherit(self, record: Record, row: Row) -> bool:
-        """Go on with what waited in a dead program's queue; whether it may start now."""
-        if not row.detach:
-            self._end_here([record], "cancelled", "the program in whose queue it waited has ended")
-            return False
-        record.own = True
-        record.gates = self._gates(record.gate)
-        if record.state is JobState.QUEUED_HELD:
-            return False
-        return self._acceptable(record) and self._proceed(record)
-
-    def _reread(self, records: Sequence[Record], store: Store) -> None:
-        """Follow in the store what other living programs have in their queues."""
-        records = [record for record in records if not record.own and record.phase != ENDED]
-        if self._closed is not None or not records:
-            return
-        try:
-            rows = {row.key: row for row in store.load(self.name)}
-        except WflError as error:
-            log.warning("%s; looking again", error)
-            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(records, store)))
-            return
-        left: dict[Record, Row] = {}
-        for record in records:
-            row = rows.get(record.key)
-            if row is None:
-                self._end_here([record], "lost", "another program removed it from the store")
-                continue
-            with self._lock:
-                record.phase = HERE if row.phase == ENDED else row.phase
-                if row.phase == HERE and row.info is not None:
-                    record.state = row.info.state  # held or not
-            left[record] = row
-        self._take_over(left, store)  # first, so that the backend knows where the output of what has ended is
-        self.observe_own([(r, row.info) for r, row in left.items() if row.phase == ENDED and row.info is not None])
-        self._kill_rest([r for r, row in left.items() if r.why is not None and row.phase == ACCEPTED])
-
-    # -- what other programs want --
-
-    def _heed_later(self, records: Iterable[Record]) -> None:
-        """These wait here: from now on, look whether another program wants something done to them."""
-        with self._lock:
-            self._queue.update((record.key, record) for record in records)
-            heeding, self._heeding = self._heeding, bool(self._queue)
-        if self._queue and not heeding:
-            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(self._follow_wishes))
-
-    def _follow_wishes(self) -> None:
-        with self._lock:
-            waiting = (HERE, SUBMITTING)  # to the store, what is just being submitted may wait still
-            self._queue = {key: record for key, record in self._queue.items() if record.phase in waiting}
-            self._heeding = bool(self._queue) and self._closed is None
-            if not self._heeding or self.store is None:
-                return
-        try:
-            written = self.store.written()
-            if written != self._written:
-                self._heed(self.store)
-                self._written = written
-        except WflError as error:
-            log.warning("%s; looking again", error)
-        self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(self._follow_wishes))
-
-    def _heed(self, store: Store) -> None:
-        """Do what other programs want done to what waits here."""
-        queue = self._queue  # as it was before: nothing leaves it unless the store says that it has started
-        for key, action in store.wishes().items():
-            if key not in queue:
-                continue  # it has ended here, which is not written down yet
-            try:
-                failures = self._try_control([queue[key]], Action(action))
-            except InvalidSessionError:  # closed meanwhile: the next program does it
-                store.wish([key], action)
-            else:
-                for error in failures.values():
-                    log.info("another program wanted this: %s", error)
-
-    def _start_in_store(self, records: Sequence[Record], store: Store) -> list[Record]:
-        """Write down that these start; those for which another program was faster do not."""
-        refused = store.start([record.key for record in records])
-        started = [record for record in records if record.key not in refused]
-        stopped = [record for record in records if record.key in refused]
-        taken: list[Record] = []
-        for record in stopped:
-            row = refused[record.key]
-            with self._lock:
-                record.phase = HERE
-                record.own = row is None or (row.program == store.program and row.wish is not None)
-            if row is None:
-                self._end_here([record], "lost", "another program removed it from the store")
-            elif not record.own:
-                taken.append(record)
-            elif record.why is not None:
-                self._end_here([record], *record.why)
-        if taken:  # it took this one for dead
-            self._give_back(taken)
-            self.clock.after(FOLLOW_STORE, lambda: self._workers.submit(lambda: self._reread(taken, store)))
-        if not stopped:
-            return started
-        self._heed(store)
-        with self._lock:  # a wish that changes nothing, such as a release of what is not held
-            ready = [r for r in stopped if r.own and r.phase == HERE and r.state is not JobState.QUEUED_HELD]
-            for record in ready:
-                record.phase = SUBMITTING
-        return started + (self._start_in_store(ready, store) if ready else [])
+    def _note(self, records: Sequence[Record]) -> None:
+        """These changed: write that down soon."""
+        if self._kept is not None:
+            self._kept.note(records)
 
     # -- the end --
 
@@ -1321,10 +1064,8 @@ class JobSession:
         self._callbacks.drain(CALLBACK_PATIENCE)
         self.clock.stop()
         self._workers.stop()
-        if self.store is not None:
-            self._flush()
-            self.store.leave()
-            self.store.close()
+        if self._kept is not None:
+            self._kept.close()
         with self._lock:
             for record in self._records.values():
                 for waiter in record.waiters or ():

@@ -273,7 +273,9 @@ class ProcessBackend(Backend):
         if link.process is not None and not link.goodbye:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 link.process.wait(1)  # it is on its way out
-        if tasks and not link.goodbye:
+        with self._lock:
+            still_reading = link.missed is not None  # who reads its journal sees to the rest
+        if not (still_reading or link.goodbye):
             self._bereaved(link)
 
     def _told(self, tasks: dict[int, _Process], starts: list[Any], ends: list[Any], states: list[Any]) -> None:
@@ -401,6 +403,8 @@ class ProcessBackend(Backend):
         """A keeper is gone without a goodbye: what it kept is ended (or, detached, followed by pid)."""
         tasks = self._tasks[link]
         lost = list(tasks.values())
+        if not lost:
+            return
         words = link.obituary()
         log.error("process: %s; %d tasks were in its hands", words, len(lost))
         if not (self._detach and self._keep) and link.own:
@@ -494,6 +498,9 @@ class ProcessBackend(Backend):
             try:
                 link.ask("attach")
             except DrmCommunicationError:
+                self._catch_up(link)
+                if not link.closed.is_set():
+                    raise  # no answer says nothing
                 link = None
         journal = _Journal(directory, wanted)
         with self._lock:
@@ -509,10 +516,18 @@ class ProcessBackend(Backend):
         if link is None:
             infos += [self._orphaned(process, journal.epitaph()) for process in journal.unended()]
         else:
-            missed, link.missed = link.missed, None
-            for news in missed or ():
-                self._told(self._tasks[link], *news)
+            self._catch_up(link)
         return infos
+
+    def _catch_up(self, link: Link) -> None:
+        """Take in what was told while the journal was read, whose tasks were not known then."""
+        while link.missed is not None:
+            with self._lock:
+                news, link.missed = link.missed, [] if link.missed else None
+            for message in news:
+                self._told(self._tasks[link], *message)
+        if link.closed.is_set():
+            self._bereaved(link)
 
     # -- the end --
 

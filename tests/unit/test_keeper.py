@@ -591,7 +591,8 @@ def test_a_task_that_ends_well_when_asked_to_was_not_cancelled(own: Own, tmp_pat
 
 def test_control_reaches_the_whole_tree(own: Own, tmp_path: Path) -> None:
     """Children in sessions of their own and orphans of the task as well, and no process of another task."""
-    tree = 'setsid sh -c \'echo $$ >"$1/child"; sleep 600\' sh "$1" & (setsid sleep 600 & echo $! >"$1/orphan"); wait'
+    child = 'setsid sh -c \'echo $$ >"$1/child"; exec sleep 600\' sh "$1"'
+    tree = child + ' & (setsid sleep 600 & echo $! >"$1/orphan"); wait'
     n, other = own.shell(tree, tmp_path), own.spawn("sleep", "600")
     pids = [int(written(tmp_path / name)) for name in ("child", "orphan")]
     living = [alive(pid) for pid in pids]
