@@ -66,6 +66,9 @@ def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidArgumentError("remote_command is empty: name the program to run")
     _check_host(template)
     cwd = _directory(template)
+    for name, value in (template.job_environment or {}).items():
+        if len(name) + len(value) > _MAX_STRING // 4:
+            _check_string(f"job_environment[{name!r}]", f"{name}={value}")
     argv = [template.remote_command, *(template.args or ())]
     _check_size(argv, env)
     found: dict[str, Any] = {
@@ -195,14 +198,17 @@ def _check_directory(cwd: str) -> None:
         raise InvalidArgumentError(f"working_directory {cwd} cannot be entered")
 
 
+def _check_string(what: str, text: str) -> None:
+    size = len(os.fsencode(text)) + 1
+    if size > _MAX_STRING:
+        raise InvalidArgumentError(f"{what} has {size} bytes, the system takes {_MAX_STRING}: use a file")
+
+
 def _check_size(argv: list[str], env: Mapping[str, str]) -> None:
     """Execve's two limits: on one string, and on all of them together."""
     total = sum(map(len, argv))
     if total > _MAX_STRING // 4:  # below that no single string can be too long, in whatever encoding
-        longest = max(argv, key=lambda text: len(os.fsencode(text)))
-        size = len(os.fsencode(longest)) + 1
-        if size > _MAX_STRING:
-            raise InvalidArgumentError(f"an argument has {size} bytes, the system takes {_MAX_STRING}: use a file")
+        _check_string("an argument", max(argv, key=lambda text: len(os.fsencode(text))))
         total = sum(len(os.fsencode(text)) + 9 for text in (*argv, *env.keys(), *env.values()))
         limit = os.sysconf("SC_ARG_MAX")
         if total > limit:

@@ -330,6 +330,7 @@ def test_an_argument_is_as_long_as_the_system_takes() -> None:
     assert len(order(args=("x" * longest,))["argv"][1]) == longest
     refused("an argument has 131073 bytes, the system takes 131072", args=("short", "x" * (longest + 1)))
     refused("an argument has 131073 bytes", args=("é" * 65536,))
+    refused(r"job_environment\['A'\] has 131073 bytes", job_environment={"A": "x" * 131070})
 
 
 def test_arguments_are_no_more_than_the_system_takes(monkeypatch: pytest.MonkeyPatch) -> None:
