@@ -213,7 +213,7 @@ def test_locked_when_tasks_move_up(
         system.finish("1")
         system.advance()
         assert (mine.state, len(system.submitted)) == (JobState.QUEUED, 1)
-    assert "tasks wait for that" in caplog.text
+    assert "what waits goes on waiting" in caplog.text
     system.advance(LOOKS)
     assert (mine.state, len(system.submitted)) == (JobState.RUNNING, 2)
 
