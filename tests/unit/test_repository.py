@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "binary", "clean"]
-CONTEXTS_MAY_IMPORT = {"wfl.backend", "wfl.context", "wfl.drmaa2", "wfl.errors", "wfl.timing"}
+CONTEXTS_MAY_IMPORT = {"wfl.backend", "wfl.context", "wfl.drmaa2", "wfl.errors", "wfl.threads", "wfl.timing"}
 
 
 def output_of(*command: str, directory: Path = ROOT) -> str:
@@ -105,7 +105,7 @@ def test_wfl_imports_no_context() -> None:
 
 
 def test_contexts_import_little_of_wfl() -> None:
-    """contexts/ knows the vocabulary, the errors and the contract; nothing of sessions and jobs."""
+    """contexts/ knows the vocabulary, the errors, the contract and threads; nothing of sessions and jobs."""
     for file in sources("contexts"):
         for name in imports_of(file, package_of(file, "contexts", "wfl.contexts")):
             if is_within(name, {"wfl"}):
