@@ -45,11 +45,12 @@ def detached(tmp_path: Path) -> Iterator[Workflow]:
 
 
 def pid_of(job: Job, file: Path) -> tuple[int, int]:
-    """The pid and start time of a task that writes its pid into a file."""
+    """The pid and start time of a task that writes its pid into a file, once the program knows that it runs."""
     wait_until("the task has said its pid", lambda: file.exists() and file.read_text().endswith("\n"))
     pid = int(file.read_text())
     stat = stat_of(pid)
     assert stat is not None, job.infos()
+    job.tasks[-1].wait_started(PATIENCE)
     return pid, stat[2]
 
 
