@@ -323,7 +323,7 @@ class JobSession:
     def _proceed(self, record: Record) -> bool:
         start = record.template.start_time
         if start is not None and not self._has(Capability.START_TIME) and (wait := _until(start)) > 0:
-            self.clock.after(wait, lambda: self._workers.submit(lambda: self._its_time(record)))
+            self._later(wait, lambda: self._its_time(record))
             return False
         return advance(record)
 
@@ -339,13 +339,13 @@ class JobSession:
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
-        if check_store and self._kept is not None and records:
-            try:
-                records = self._kept.start(records)
-            except WflError as error:
-                self._put_back(records, error)
-                return
         try:
+            if check_store and self._kept is not None and records:
+                try:
+                    records = self._kept.start(records)
+                except WflError as error:
+                    self._put_back(records, error)
+                    return
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
@@ -604,7 +604,7 @@ class JobSession:
         if record.final is None:
             record.final = info
             if not self._uncollected:
-                self.clock.after(0.0, lambda: self._workers.submit(lambda: self._collect(0.1)))
+                self._later(0.0, lambda: self._collect(0.1))
             self._uncollected[record] = self.clock.now() + self.backend.limits.collect
         return False
 
@@ -621,7 +621,7 @@ class JobSession:
             late = [record for record, end in self._uncollected.items() if end <= self.clock.now()]
         self.observe([self._given_up(final) for record in late if (final := record.final) is not None])
         if self._uncollected:
-            self.clock.after(wait, lambda: self._workers.submit(lambda: self._collect(min(wait * 2, 2.0))))
+            self._later(wait, lambda: self._collect(min(wait * 2, 2.0)))
 
     def _given_up(self, final: JobInfo) -> JobInfo:
         words = f"its exit status could not be had within {self.backend.limits.collect:.0f} s"
@@ -939,7 +939,7 @@ class JobSession:
     def kill_later(self, tasks: Sequence[Task], seconds: float) -> None:
         """Kill what has not ended by then."""
         records = [task._record for task in tasks]
-        self.clock.after(seconds, lambda: self._workers.submit(lambda: self._kill_rest(records)))
+        self._later(seconds, lambda: self._kill_rest(records))
 
     def _kill_rest(self, records: Sequence[Record]) -> None:
         left = [record for record in records if record.phase != ENDED]
@@ -962,7 +962,7 @@ class JobSession:
                 if same and record.state.started:  # else it was requeued, and has its time once more
                     self._time_is_up(record, f"its WALLCLOCK_TIME is {limit} s")
 
-            self.clock.after(limit - _passed(record), lambda: self._workers.submit(over))
+            self._later(limit - _passed(record), over)
 
     def _end_by(self, record: Record, deadline: datetime) -> None:
         """Enforce deadline_time on what waits here, and where the system does not."""
@@ -974,7 +974,7 @@ class JobSession:
             if not self._end_here([record], "timeout", words, only=HERE) and not self._has(Capability.DEADLINE):
                 self._time_is_up(record, words)
 
-        self.clock.after(_until(deadline), lambda: self._workers.submit(over))
+        self._later(_until(deadline), over)
 
     def _time_is_up(self, record: Record, words: str) -> None:
         if record.phase == ENDED or self._closed:
