@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
+from wfl.contexts import checks, helper
 from wfl.contexts.process import keeper, launch
 from wfl.contexts.process.link import PATIENCE, Link
 from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, JobTemplate, fact
@@ -149,7 +150,7 @@ class ProcessBackend(Backend):
         if raw is None or raw != self._raw_env:
             with self._lock:
                 self._raw_env = dict(raw or ())
-                self._env = (self._env[0] + 1, launch.child_environment())
+                self._env = (self._env[0] + 1, helper.child_environment())
         return self._env
 
     def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
@@ -357,7 +358,7 @@ class ProcessBackend(Backend):
             if number is None or not pinned:
                 return b"", True
             return _read(f"{paths.directory}/{number}", offset, limit, f"the {stream} of {id}")
-        if path == DISCARDED or path in launch.PASSED:
+        if path == DISCARDED or path in checks.PASSED:
             what = "discarded" if path == DISCARDED else "passed through"
             raise UnsupportedOperationError(f"{id}: {stream} was {what} ({path}); leave the path unset to keep it")
         return _read(path, offset, limit, f"the {stream} of {id}" if process.pid else "")
@@ -624,7 +625,7 @@ def _pass_descriptors(order: dict[str, Any]) -> list[int]:
     """Replace the program's own /dev/stdin, /dev/stdout and /dev/stderr by descriptors that go along."""
     fds: list[int] = []
     for name in ("in", "out", "err"):
-        fd = launch.PASSED.get(order.get(name) or "")
+        fd = checks.PASSED.get(order.get(name) or "")
         if fd is not None:
             order[name] = len(fds)
             fds.append(fd)

@@ -10,10 +10,10 @@ import platform
 import resource
 import socket
 import stat
-import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from wfl.contexts import checks
 from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError
 
@@ -29,9 +29,6 @@ FIELDS = frozenset({
     "extensions",
 })  # fmt: skip
 """Template fields that mean something to a process."""
-
-PASSED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-"""Paths that stand for the program's own descriptors."""
 
 _LIMITS = {
     "CORE_FILE_SIZE": resource.RLIMIT_CORE,
@@ -53,8 +50,6 @@ _ARCHITECTURES = {
 _SYSTEMS = {"Linux": "LINUX", "Darwin": "MACOS"}
 LOWEST, HIGHEST = -20, 19  # niceness (setpriority(2))
 _ALL_MAY = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-_MAX_STRING = 131072
-"""Bytes of one argument or variable: MAX_ARG_STRLEN of Linux (execve(2))."""
 
 
 def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
@@ -66,22 +61,22 @@ def order(template: JobTemplate, env: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidArgumentError("remote_command is empty: name the program to run")
     _check_host(template)
     cwd = _directory(template)
-    for name, value in (template.job_environment or {}).items():
-        if len(name) + len(value) > _MAX_STRING // 4:
-            _check_string(f"job_environment[{name!r}]", f"{name}={value}")
     argv = [template.remote_command, *(template.args or ())]
-    _check_size(argv, env)
+    checks.sizes(argv, env, template.job_environment)
     found: dict[str, Any] = {
         "path": _program(template, cwd, env),
         "argv": argv,
         "cwd": cwd,
-        **_files(template, cwd),
+        **checks.streams(template, cwd, look=not template.stage_in_files),
         **_limits(template),
     }
     if template.stage_in_files:
-        found["stage_in"] = _sources(template.stage_in_files)
+        found["stage_in"] = checks.sources(template.stage_in_files)
     if template.stage_out_files:
-        found["stage_out"] = {os.path.abspath(to): source for to, source in template.stage_out_files.items()}
+        found["stage_out"] = {
+            os.path.normpath(checks.absolute("stage_out_files", to)): source
+            for to, source in template.stage_out_files.items()
+        }
     if template.priority is not None:
         found["nice"] = _niceness(template.priority)
     if template.deadline_time is not None:
@@ -97,13 +92,7 @@ def _program(template: JobTemplate, cwd: str, env: Mapping[str, str]) -> str:
 
 
 def _directory(template: JobTemplate) -> str:
-    cwd = template.working_directory or ""
-    if not os.path.isabs(cwd):
-        try:
-            cwd = os.path.join(os.getcwd(), cwd) if cwd else os.getcwd()
-        except FileNotFoundError:
-            words = f"working_directory {cwd!r}: the directory that the program is in was removed"
-            raise InvalidArgumentError(words) from None
+    cwd = checks.absolute("working_directory", template.working_directory or "")
     if template.working_directory:
         _check_directory(cwd)
     return cwd
@@ -136,83 +125,11 @@ def _hint(command: str) -> str:
     return ""
 
 
-def _files(template: JobTemplate, cwd: str) -> dict[str, Any]:
-    """Standard input, output and error; None stands for kept output."""
-    out = _target(template.output_path)
-    err = _target(template.error_path)
-    if template.join_files and template.error_path:
-        raise InvalidArgumentError("join_files sends errors to the output: leave error_path unset (or set it to '')")
-    found: dict[str, Any] = {"join": bool(template.join_files) or (isinstance(out, str) and _same(out, err, cwd))}
-    if template.input_path:
-        found["in"] = template.input_path
-        passed = template.input_path in PASSED
-        if not passed:
-            _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
-        if not (passed or template.stage_in_files) and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
-            raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
-    for name, path in (("output_path", out), ("error_path", err)):
-        if path is not None and path not in PASSED:
-            if template.input_path and _same(path, template.input_path, cwd) and path != "/dev/null":
-                raise InvalidArgumentError(f"{name} and input_path are the same file, {path}: it would be emptied")
-            if not template.stage_in_files:
-                _check_writable(name, os.path.join(cwd, path))
-    found.update(out=out, err=None if found["join"] else err)
-    return found
-
-
-def _target(path: str | None) -> str | None:
-    return path or None
-
-
-def _same(one: str, other: str | None, cwd: str) -> bool:
-    return other is not None and os.path.realpath(os.path.join(cwd, one)) == os.path.realpath(os.path.join(cwd, other))
-
-
-def _check_no_pipe(name: str, path: str) -> None:
-    """Opening a named pipe waits for its other end, and everybody would wait with it."""
-    if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-        raise InvalidArgumentError(f"{name} {path} is a named pipe: let a shell open it, shell('… < pipe')")
-
-
-def _check_writable(name: str, path: str) -> None:
-    _check_no_pipe(name, path)
-    if os.path.isdir(path):
-        raise InvalidArgumentError(f"{name} {path} is a directory")
-    if os.path.exists(path):
-        if not os.access(path, os.W_OK):
-            raise InvalidArgumentError(f"{name} {path} cannot be written")
-        return
-    place = os.path.dirname(path)
-    if not os.path.isdir(place):
-        raise InvalidArgumentError(f"{name} {path}: there is no directory {place}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InvalidArgumentError(f"{name} {path}: no right to create files in {place}")
-    if os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise InvalidArgumentError(f"{name} {path}: the file system is read-only")
-
-
 def _check_directory(cwd: str) -> None:
     if not os.path.isdir(cwd):
         raise InvalidArgumentError(f"working_directory {cwd} is not there")
     if not os.access(cwd, os.X_OK):
         raise InvalidArgumentError(f"working_directory {cwd} cannot be entered")
-
-
-def _check_string(what: str, text: str) -> None:
-    size = len(os.fsencode(text)) + 1
-    if size > _MAX_STRING:
-        raise InvalidArgumentError(f"{what} has {size} bytes, the system takes {_MAX_STRING}: use a file")
-
-
-def _check_size(argv: list[str], env: Mapping[str, str]) -> None:
-    """Execve's two limits: on one string, and on all of them together."""
-    total = sum(map(len, argv))
-    if total > _MAX_STRING // 4:  # below that no single string can be too long, in whatever encoding
-        _check_string("an argument", max(argv, key=lambda text: len(os.fsencode(text))))
-        total = sum(len(os.fsencode(text)) + 9 for text in (*argv, *env.keys(), *env.values()))
-        limit = os.sysconf("SC_ARG_MAX")
-        if total > limit:
-            raise InvalidArgumentError(f"args and environment need {total} bytes, the system takes {limit}: use a file")
 
 
 def _limits(template: JobTemplate) -> dict[str, Any]:
@@ -247,14 +164,6 @@ def _niceness(priority: int) -> int:
     return nice
 
 
-def _sources(files: Mapping[str, str]) -> dict[str, str]:
-    found = {target: os.path.abspath(source) for target, source in files.items()}
-    for source in found.values():
-        if not os.access(source, os.R_OK):
-            raise InvalidArgumentError(f"stage_in_files: {source} cannot be read")
-    return found
-
-
 @cache
 def host_names() -> frozenset[str]:
     """What this host is called."""
@@ -274,18 +183,3 @@ def _check_host(template: JobTemplate) -> None:
         here = _ARCHITECTURES.get(platform.machine(), platform.machine())
         if template.machine_arch.upper() not in (here, platform.machine().upper()):
             raise DeniedByDrmsError(f"machine_arch is {template.machine_arch}; this host is {here}")
-
-
-def child_environment() -> dict[str, str]:
-    """The program's environment as its children should see it: without what a frozen program added for itself."""
-    env = dict(os.environ)
-    if getattr(sys, "frozen", False):
-        for name in ("LD_LIBRARY_PATH", "LIBPATH", "DYLD_LIBRARY_PATH"):
-            original = env.pop(f"{name}_ORIG", None)
-            if original is not None:
-                env[name] = original
-            elif env.get(name, "").split(":")[0] == getattr(sys, "_MEIPASS", None):
-                env.pop(name)
-        for name in [name for name in env if name.startswith("_PYI_")]:
-            env.pop(name)
-    return env

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import socket
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wfl.contexts.process.launch import child_environment
+from wfl.contexts import helper
+from wfl.contexts.process import keeper
 from wfl.errors import DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ PATIENCE = 10.0
 _left: list[int] = []
 """Keepers that were left to themselves: children of this program, to be waited for when they have ended."""
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import keeper; keeper.main(sys.argv[1:])"
 _decode = msgspec.json.Decoder().decode
 
 
@@ -54,7 +53,7 @@ class Link:
         coming up, and are refused by one that is gone.
         """
         _bury()
-        ours, theirs = map(_above_standard, socket.socketpair())
+        ours, theirs = helper.pair()
         passed = [theirs]
         try:
             directory.mkdir(mode=0o700, parents=True)
@@ -62,17 +61,12 @@ class Link:
                 passed.append(_listen(directory))
             listening = str(passed[1].fileno()) if keep else ""
             arguments = [str(theirs.fileno()), str(os.getpid()), str(directory), str(int(detach)), listening]
-            with (directory / "log").open("wb") as log:
-                process = subprocess.Popen(
-                    _command(arguments),
-                    env=_environment(arguments),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    pass_fds=[sock.fileno() for sock in passed],
-                    start_new_session=True,
-                )
+            process = helper.start(
+                keeper.__file__,
+                arguments,
+                passed=[sock.fileno() for sock in passed],
+                log=str(directory / "log"),
+            )
         except BaseException as error:
             ours.close()
             if not isinstance(error, OSError):
@@ -89,7 +83,7 @@ class Link:
     @classmethod
     def attach(cls, directory: Path) -> Link | None:
         """Connect to a keeper that lives on; None if it does not."""
-        sock = _above_standard(socket.socket(socket.AF_UNIX))
+        sock = helper.raised(socket.socket(socket.AF_UNIX))
         try:
             with _short(directory) as place:
                 sock.connect(f"{place}/socket")
@@ -236,17 +230,9 @@ def _bury() -> None:
             _left.remove(pid)
 
 
-def _above_standard(sock: socket.socket) -> socket.socket:
-    """A program that closed its standard streams would have this under their numbers, which children take over."""
-    if sock.fileno() > 2:  # noqa: PLR2004 - standard error
-        return sock
-    with sock:
-        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-
-
 def _listen(directory: Path) -> socket.socket:
     """The socket on which a keeper awaits programs that come back."""
-    listener = _above_standard(socket.socket(socket.AF_UNIX))
+    listener = helper.raised(socket.socket(socket.AF_UNIX))
     with _short(directory) as place:
         listener.bind(f"{place}/socket")
     listener.listen()
@@ -261,30 +247,3 @@ def _short(directory: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}" if sys.platform == "linux" else str(directory)
     finally:
         os.close(fd)
-
-
-def _command(arguments: list[str]) -> list[str]:
-    if getattr(sys, "frozen", False):
-        return [sys.executable]  # wfl's runtime hook finds the mark and becomes the keeper
-    return [_interpreter(), "-I", "-S", "-c", _BOOT, os.path.dirname(os.path.abspath(__file__)), *arguments]
-
-
-def _interpreter() -> str:
-    """This Python. Where Python is embedded, sys.executable is the program around it and must not be run."""
-    if "python" in os.path.basename(sys.executable or "").lower() or "pypy" in os.path.basename(sys.executable or ""):
-        return sys.executable
-    import shutil
-
-    found = shutil.which(f"python{sys.version_info[0]}.{sys.version_info[1]}", path=f"{sys.base_prefix}/bin")
-    found = found or shutil.which("python3")
-    if found is None:
-        raise SessionManagementError("no Python interpreter found to run the keeper with: put python3 into PATH")
-    return found
-
-
-def _environment(arguments: list[str]) -> dict[str, str]:
-    env = child_environment()
-    if getattr(sys, "frozen", False):  # unpack anew: our own unpacked files vanish when this program ends
-        env["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
-        env["WFL_KEEPER"] = "\n".join(arguments)
-    return env

@@ -8,12 +8,12 @@ import pstats
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.references import BUILD
-from wfl.contexts.process import link
+from wfl.contexts import helper
 
 _BOOT = """
 import sys
@@ -57,21 +57,21 @@ def show(kind: str, reports: list[Path]) -> None:
 @contextmanager
 def keepers_report_to(place: Path) -> Iterator[None]:
     """Keepers that are started from now on run under cProfile and write a report at their end."""
-    original = link._command  # noqa: SLF001 - the one place where the keeper's command line is made
+    original = helper._command  # noqa: SLF001 - the one place where the keeper's command line is made
     started = 0
 
-    def command(arguments: list[str]) -> list[str]:
+    def command(script: str, arguments: Sequence[str]) -> list[str]:
         nonlocal started
         started += 1
-        room = os.path.dirname(os.path.abspath(link.__file__))
+        room = os.path.dirname(os.path.abspath(script))
         report = str(place / f"keeper-{started}")
         return [sys.executable, "-I", "-S", "-c", _BOOT, room, report, *arguments]
 
-    link._command = command  # noqa: SLF001
+    helper._command = command  # noqa: SLF001
     try:
         yield
     finally:
-        link._command = original  # noqa: SLF001
+        helper._command = original  # noqa: SLF001
 
 
 @contextmanager

@@ -136,9 +136,9 @@ def test_a_keeper_that_was_just_starting_is_waited_for(tmp_path: Path) -> None:
     source = (
         OPEN
         + """
-from wfl.contexts.process import link
-command = link._command
-link._command = lambda arguments: ["sh", "-c", 'sleep 0.7; exec "$@"', "sh", *command(arguments)]
+from wfl.contexts import helper
+command = helper._command
+helper._command = lambda *words: ["sh", "-c", 'sleep 0.7; exec "$@"', "sh", *command(*words)]
 flow = connect()
 sys.stdin.readline()
 flow.run("sh", "-c", 'echo "$JOB_ID - $0" >>"$LOG"; echo "out $0"; exit $(($0 % 3))', "1",

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wfl.contexts import checks, helper
 from wfl.contexts.process import launch
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError
@@ -208,6 +209,9 @@ def test_a_program_in_a_removed_directory_is_told_so(here: Path) -> None:
     (here / "gone").rmdir()
     refused("the directory that the program is in was removed")
     refused("the directory that the program is in was removed", working_directory="sub")
+    staged = {"working_directory": str(here)}
+    refused("stage_in_files 'a': the directory that the program is in was", stage_in_files={"b": "a"}, **staged)
+    refused("stage_out_files 'a': the directory that the program is in was", stage_out_files={"a": "b"}, **staged)
     assert order(working_directory=str(here))["cwd"] == str(here)
 
 
@@ -254,7 +258,7 @@ def test_the_program_s_own_streams_are_not_looked_at(path: str, monkeypatch: pyt
     """They are handed over as descriptors, also where they are pipes or cannot be opened by name."""
     monkeypatch.setattr("os.access", lambda place, mode: mode == os.X_OK and place != path)
     reader, writer = os.pipe()
-    number = launch.PASSED[path]
+    number = checks.PASSED[path]
     saved = os.dup(number)
     os.dup2(reader, number)
     try:
@@ -342,6 +346,9 @@ def test_arguments_are_no_more_than_the_system_takes(monkeypatch: pytest.MonkeyP
     with pytest.raises(InvalidArgumentError, match=r"args and environment need \d+ bytes, the system takes 1000000"):
         order("/bin/sh", {**ENV, "A": "x" * 120_000}, args=args)
     refused("args and environment need", args=("x" * 991,) * 1000)
+    own = {f"A{number}": "x" * 100_000 for number in range(10)}
+    with pytest.raises(InvalidArgumentError, match="args and environment need"):
+        order("/bin/sh", {**ENV, **own}, job_environment=own)
 
 
 # --- limits -----------------------------------------------------------------------------------------------
@@ -502,7 +509,7 @@ def test_children_see_the_environment_of_the_program(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("_PYI_ARCHIVE_FILE", "x")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/lib")
     monkeypatch.setenv("STRANGE", "\udc80")
-    env = launch.child_environment()
+    env = helper.child_environment()
     assert env == dict(os.environ)
     env["NEW"] = "x"
     assert "NEW" not in os.environ
@@ -516,11 +523,11 @@ def test_children_of_a_frozen_program_do_not_see_its_inside(monkeypatch: pytest.
     monkeypatch.setenv("MY_PYI_THING", "mine")
     for name, value in (("LD_LIBRARY_PATH", "/tmp/_MEIx:/opt"), ("LD_LIBRARY_PATH_ORIG", "/opt")):
         monkeypatch.setenv(name, value)
-    env = launch.child_environment()
+    env = helper.child_environment()
     assert env["LD_LIBRARY_PATH"] == "/opt"
     assert not {"LD_LIBRARY_PATH_ORIG", "_PYI_ARCHIVE_FILE"} & set(env)
     assert env["MY_PYI_THING"] == "mine"
     monkeypatch.delenv("LD_LIBRARY_PATH_ORIG")
-    assert "LD_LIBRARY_PATH" not in launch.child_environment()
+    assert "LD_LIBRARY_PATH" not in helper.child_environment()
     monkeypatch.setenv("LD_LIBRARY_PATH", "/user/own")
-    assert launch.child_environment()["LD_LIBRARY_PATH"] == "/user/own"
+    assert helper.child_environment()["LD_LIBRARY_PATH"] == "/user/own"

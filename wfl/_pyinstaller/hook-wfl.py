@@ -10,8 +10,9 @@ from PyInstaller.utils.hooks import (  # type: ignore[import-untyped,import-not-
 datas, hiddenimports = collect_entry_point("wfl.contexts")
 hiddenimports += collect_submodules("wfl.contexts")
 
-# The keeper must not import wfl, so it is there as a file of its own, too; see rthooks/pyi_rth_wfl.py.
-datas += [(get_module_file_attribute("wfl.contexts.process.keeper"), "wfl/_keeper")]
+# Helper processes must not import wfl, so their scripts are files of their own, too; see rthooks/pyi_rth_wfl.py.
+HELPERS = ("wfl.contexts.process.keeper", "wfl.contexts.containers.vigil")
+datas += [(get_module_file_attribute(helper), "wfl/_helpers") for helper in HELPERS]
 
 # tqdm, which draws progress, is left out: it draws in matplotlib, tkinter and notebooks, too, and PyInstaller would
 # take all of them in. A program that wants the live line says so: --hidden-import tqdm.

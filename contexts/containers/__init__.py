@@ -1,0 +1,1 @@
+"""Jobs in containers: what DockerContext and PodmanContext share."""
