@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -177,6 +177,9 @@ class Backend(ABC):
     @abstractmethod
     def ids(self) -> Sequence[str]:
         """The ids of all jobs of this session that the system knows now."""
+
+    def tidy(self, keys: Collection[str]) -> None:  # noqa: B027 - most leave nothing
+        """Remove what earlier programs of this session left that belongs to none of these keys any more."""
 
     @abstractmethod
     def close(self, *, end: bool) -> None:

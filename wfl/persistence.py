@@ -6,6 +6,7 @@ to it that a job which waits in one program's queue is controlled from another a
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 FLUSH = 0.05
 """Seconds that a change may wait before it is written to the store, so that many are written at once."""
-FOLLOW_STORE = 0.5
-"""Seconds between two looks at what other living programs have in their queues, or want done in ours."""
+LOOK = 0.5
+"""Seconds between two looks at what other programs have written: into their queues, or as a wish for ours."""
+AGAIN = 1.0
+"""Seconds after which a write that failed is tried again."""
 _NEVER = DrmCommunicationError("the program was killed before it could be started; it never ran")
 
 
@@ -36,10 +39,13 @@ class Persistence:
 
     def __init__(self, session: JobSession, store: Store) -> None:
         self._session, self.store = session, store
+        self._turn = threading.RLock()  # one at a time takes in what others wrote; taken before the session's lock
         self._dirty: dict[str, Record] = {}
-        self._queue: dict[str, Record] = {}  # by key: what waits here and is in the store, perhaps some more
-        self._heeding = False
+        self._queue: dict[str, Record] = {}  # by key: what waits here; some have moved on since the last look
+        self._followed: dict[Record, Row] = {}  # what living programs have in their queues, as it was at the last look
+        self._guests: set[Record] = set()  # taken over from a detached program by a session that is not
         self._uncounted: dict[Record, str] = {}  # found running, with the program that counts it while that lives
+        self._looking = False
         self._written = 0
 
     # -- writing down --
@@ -50,7 +56,7 @@ class Persistence:
         array = session._arrays.get(records[0].job_id) if records and records[0].index is not None else None
         limit = array.max_parallel if array else None
         if waits:
-            self.heed_later(records)
+            self.watch_queue(records)
         self.store.add(records, HERE if waits else SUBMITTING, detach=session.context.detach, max_parallel=limit)
 
     def remove(self, records: Sequence[Record]) -> None:
@@ -62,9 +68,13 @@ class Persistence:
 
     def close(self) -> None:
         """Write down the rest, and leave what goes on to the next program."""
-        self.flush()
-        self.store.leave()
-        self.store.close()
+        try:
+            self._write()
+            self.store.leave()
+        except WflError as error:
+            log.error("%s; the last changes are not in it", error)
+        finally:
+            self.store.close()
 
     def note(self, records: Iterable[Record]) -> None:
         """These changed: write them down soon, many at once."""
@@ -73,68 +83,80 @@ class Persistence:
             self._dirty.update((record.key, record) for record in records)
             wake = idle and bool(self._dirty)
         if wake:
-            self._session.clock.after(FLUSH, lambda: self._session._workers.submit(self.flush))
+            self._session._later(FLUSH, self.flush)
 
     def flush(self) -> None:
-        """Write down all changes now."""
+        """Write down all changes now, or soon if the store cannot be written now."""
+        try:
+            self._write()
+        except WflError as error:
+            log.warning("%s; trying again", error)
+            self._session._later(AGAIN, self.flush)
+
+    def _write(self) -> None:
         with self._session._lock:
             dirty, self._dirty = self._dirty, {}
         if dirty:
             try:
                 self.store.update(dirty.values())
-            except WflError as error:
-                log.warning("%s; trying again", error)
+            except BaseException:
                 with self._session._lock:
                     self._dirty = {**dirty, **self._dirty}
-                self._session.clock.after(1.0, lambda: self._session._workers.submit(self.flush))
+                raise
 
     # -- coming back --
 
-    def come_back(self) -> None:
+    def come_back(self, *, opening: bool = False) -> None:
         """Enter stored tasks that the ledger does not have, find them in the system, and go on with what waited."""
-        rows = [row for row in self.store.load(self._session.name) if not row.key.startswith(self._session._key)]
-        with self._session._lock:
-            keys = {record.key for record in self._session._records.values()}
-            new = {self._restore(row): row for row in rows if row.key not in keys}
-            self._session._records.update((record.id, record) for record in new)
-            self._session._unended += sum(record.phase != ENDED for record in new)
-            self._restore_arrays(new)
-        self._take_over(new, refusable=True)
-        for record, row in new.items():
-            self._limit_again(record, row)
+        session = self._session
+        with self._turn:
+            if opening:
+                self.store.forget_templates()
+            rows = [row for row in self.store.load(session.name) if not row.key.startswith(session._key)]
+            with session._lock:
+                keys = {record.key for record in session._records.values()}
+                new = {self._restore(row): row for row in rows if row.key not in keys}
+                session._records.update((record.id, record) for record in new)
+                session._unended += sum(record.phase != ENDED for record in new)
+                self._restore_arrays(new)
+            self._take_over(new, refusable=opening)
+            for record, row in new.items():
+                self._limit_again(record, row)
+            if opening:
+                session.backend.tidy([row.key for row in rows])
 
     def _take_over(self, rows: Mapping[Record, Row], *, refusable: bool = False) -> None:
-        """Find what the system knows, leave to living programs what is theirs, inherit the queues of dead ones."""
-        lives = cache(program_lives)
-        theirs = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING) and lives(row.program)}
-        there = {r: row for r, row in rows.items() if r not in theirs and row.phase != HERE}
-        self._session._find(list(there), _NEVER, refusable=refusable)
-        self._count({r: row.program for r, row in there.items()}, lives)
-        queued = {r: row for r, row in rows.items() if r not in theirs and row.phase == HERE}
-        self.heed_later(queued)
-        faster = {r: row for r, row in queued.items() if row.detach and not self.store.claim(row.key, row.program)}
-        with self._session._lock:
-            for record in faster:
-                self._queue.pop(record.key, None)
-        self._session._submit(
-            [r for r, row in queued.items() if r not in faster and self._inherit(r, row)], check_store=True
-        )
-        if queued:
-            self._heed()  # the wishes that came before this program
-        theirs |= faster  # what another program was faster to inherit
-        if theirs:
-            self._session.clock.after(
-                FOLLOW_STORE, lambda: self._session._workers.submit(lambda: self.reread(list(theirs)))
-            )
+        """Follow what living programs have in their queues; find, or queue here, what dead ones left.
+
+        Whatever goes wrong, what is not settled is followed, and so looked at again.
+        """
+        session, lives = self._session, cache(program_lives)
+        left = dict(rows)
+        try:
+            waiting = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING)}
+            abandoned = [row for row in waiting.values() if row.program == self.store.program or not lives(row.program)]
+            claimed = self.store.claim(abandoned)
+            ours = [r for r, row in waiting.items() if row.key in claimed]
+            queued = [r for r in ours if rows[r].phase == HERE]
+            self.watch_queue(queued)  # before they can start, so that no wish is overlooked
+            there = [r for r in rows if r not in waiting or (r in ours and rows[r].phase == SUBMITTING)]
+            session._find(there, _NEVER, refusable=refusable)
+            self._count({r: rows[r].program for r in there}, lives)
+            session._submit([r for r in queued if self._inherit(r, rows[r])], check_store=True)
+            left = {r: row for r, row in waiting.items() if r not in ours}
+            if queued:
+                self._fulfil()  # the wishes that came before this program
+        finally:
+            self._follow(left)
 
     def _count(self, found: Mapping[Record, str], lives: Callable[[str], bool]) -> None:
-        """What is found running has its place at the gates, unless another living program counts it."""
+        """What is found running takes its place at the gates, unless another living program counts it."""
         with self._session._lock:
             self._uncounted.update(found)
             for record, program in list(self._uncounted.items()):
                 if record.phase in (HERE, ENDED):
                     del self._uncounted[record]
-                elif not lives(program):
+                elif program == self.store.program or not lives(program):
                     del self._uncounted[record]
                     if record.passed < 0:
                         record.gates = self._session._gates(record.gate)
@@ -208,103 +230,144 @@ class Persistence:
             self._session._end_here([record], "cancelled", "the program in whose queue it waited has ended")
             return False
         record.own = True
+        if not self._session.context.detach:
+            self._guests.add(record)
         record.gates = self._session._gates(record.gate)
         if record.state is JobState.QUEUED_HELD:
             return False
         return self._session._acceptable(record) and self._session._proceed(record)
 
-    def reread(self, records: Sequence[Record]) -> None:
-        """Follow in the store what other living programs have in their queues."""
-        records = [record for record in records if not record.own and record.phase != ENDED]
-        if self._session._closed is not None or not records:
-            return
-        try:
-            rows = {row.key: row for row in self.store.load(self._session.name)}
-        except WflError as error:
-            log.warning("%s; looking again", error)
-            self._session.clock.after(FOLLOW_STORE, lambda: self._session._workers.submit(lambda: self.reread(records)))
-            return
-        left: dict[Record, Row] = {}
-        for record in records:
-            row = rows.get(record.key)
-            if row is None:
-                self._session._end_here([record], "lost", "another program removed it from the store")
-                continue
-            with self._session._lock:
-                record.phase = HERE if row.phase == ENDED else row.phase
-                if row.phase == HERE and row.info is not None:
-                    record.state = row.info.state  # held or not
-            left[record] = row
-        self._take_over(left)  # first, so that the backend knows where the output of what has ended is
-        self._session.observe_own(
-            [(r, row.info) for r, row in left.items() if row.phase == ENDED and row.info is not None]
-        )
-        self._session._kill_rest([r for r, row in left.items() if r.why is not None and row.phase == ACCEPTED])
+    def is_guest(self, record: Record) -> bool:
+        """Whether it waits for a detached program that is gone: closing this session does not end it."""
+        return record in self._guests
 
-    # -- what other programs want --
+    def reread(self) -> None:
+        """Take in how it stands with what other programs have in their queues."""
+        session = self._session
+        with self._turn:
+            with session._lock:
+                followed, self._followed = self._followed, {}
+            left: dict[Record, Row] = {}
+            try:
+                rows = {row.key: row for row in self.store.load(session.name)} if followed else {}
+            except WflError:
+                self._follow(followed)
+                raise
+            for record in followed:
+                row = rows.get(record.key)
+                if row is None:
+                    session._end_here([record], "lost", "another program removed it from the store")
+                elif self._is_now(record, row):
+                    left[record] = row
+            self._take_over(left)  # first, so that the backend knows where the output of what has ended is
+            session.observe_own([(r, row.info) for r, row in left.items() if row.phase == ENDED and row.info])
+            session._kill_rest([r for r, row in left.items() if r.why is not None and row.phase == ACCEPTED])
 
-    def heed_later(self, records: Iterable[Record]) -> None:
+    def _is_now(self, record: Record, row: Row) -> bool:
+        """Bring a record up to its row; whether it still is what others wrote."""
+        with self._session._lock:
+            if record.own or record.phase == ENDED:
+                return False
+            record.phase = HERE if row.phase == ENDED else row.phase  # its end is a fact like others, and comes next
+            if row.phase == HERE and row.info is not None and row.wish is None:
+                record.state = row.info.state  # held or not
+            return True
+
+    # -- what other programs do, and want --
+
+    def watch_queue(self, records: Iterable[Record]) -> None:
         """These wait here: from now on, look whether another program wants something done to them."""
         with self._session._lock:
             self._queue.update((record.key, record) for record in records)
-            heeding, self._heeding = self._heeding, bool(self._queue)
-        if self._queue and not heeding:
-            self._session.clock.after(FOLLOW_STORE, lambda: self._session._workers.submit(self._follow_wishes))
+        self._look_later()
 
-    def _follow_wishes(self) -> None:
+    def _follow(self, rows: Mapping[Record, Row]) -> None:
+        with self._session._lock:
+            self._followed.update(rows)
+        self._look_later()
+
+    def _look_later(self) -> None:
         with self._session._lock:
             waiting = (HERE, SUBMITTING)  # to the store, what is just being submitted may wait still
             self._queue = {key: record for key, record in self._queue.items() if record.phase in waiting}
-            self._heeding = bool(self._queue) and self._session._closed is None
-            if not self._heeding:
-                return
+            needed = bool(self._queue or self._followed) and self._session._closed is None
+            start, self._looking = needed and not self._looking, needed
+        if start:
+            self._session._later(LOOK, self._look)
+
+    def _look(self) -> None:
+        lives = cache(program_lives)
         try:
             written = self.store.written()
-            if written != self._written:
-                self._heed()
-                self._written = written
-        except WflError as error:
-            log.warning("%s; looking again", error)
-        self._session.clock.after(FOLLOW_STORE, lambda: self._session._workers.submit(self._follow_wishes))
+            changed = written != self._written
+            done = self._fulfil() if changed and self._queue else True
+            if changed or any(not lives(row.program) for row in list(self._followed.values())):
+                self.reread()
+            self._count({}, lives)
+            self._written = written if done else 0
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next look may go better
+            if self._session._closed is None:
+                log.warning("%s; looking again", error)
+        finally:
+            with self._session._lock:
+                self._looking = False
+            self._look_later()
 
-    def _heed(self) -> None:
-        """Do what other programs want done to what waits here."""
-        queue = self._queue  # as it was before: nothing leaves it unless the store says that it has started
-        for key, action in self.store.wishes().items():
-            if key not in queue:
-                continue  # it has ended here, which is not written down yet
+    def want(self, records: Sequence[Record], action: Action) -> bool:
+        """Ask the programs in whose queues these wait for it; False where some do not wait any more."""
+        return self.store.wish([record.key for record in records], action.value)
+
+    def _fulfil(self) -> bool:
+        """Do what other programs want done to what waits here; whether all was done.
+
+        A wish goes when what came of it is written, so that it outlives this program.
+        """
+        wishes = self.store.wishes()
+        done: list[tuple[str, str]] = []
+        for key, action in wishes.items():
+            record = self._queue.get(key)
+            if record is None:
+                continue  # it has ended here, which is not written down yet, or is just being taken over
             try:
-                failures = self._session._try_control([queue[key]], Action(action))
+                failures = self._session._try_control([record], Action(action))
             except InvalidSessionError:  # closed meanwhile: the next program does it
-                self.store.wish([key], action)
-            else:
-                for error in failures.values():
-                    log.info("another program wanted this: %s", error)
+                continue
+            except Exception:  # noqa: BLE001 - one of many; it is tried again at the next look
+                log.exception("%s: another program wants this: %s", key, action)
+                continue
+            done.append((key, action))
+            for error in failures.values():
+                log.info("another program wanted this: %s", error)
+        if done:
+            self._write()
+            self.store.wish_is_done(done)
+        return len(done) == len(wishes)
 
     def start(self, records: Sequence[Record]) -> list[Record]:
         """Write down that these start; those for which another program was faster do not."""
         refused = self.store.start([record.key for record in records])
         started = [record for record in records if record.key not in refused]
         stopped = [record for record in records if record.key in refused]
-        taken: list[Record] = []
+        taken: dict[Record, Row] = {}
         for record in stopped:
             row = refused[record.key]
             with self._session._lock:
                 record.phase = HERE
-                record.own = row is None or (row.program == self.store.program and row.wish is not None)
+                record.own = row is None or row.program == self.store.program
             if row is None:
                 self._session._end_here([record], "lost", "another program removed it from the store")
             elif not record.own:
-                taken.append(record)
+                taken[record] = row
             elif record.why is not None:
                 self._session._end_here([record], *record.why)
-        if taken:  # it took this one for dead
+            elif row.info is not None and row.phase == ENDED:
+                self._session.observe_own([(record, row.info)])
+        if taken:  # another program took this one for dead
             self._session._give_back(taken)
-            self._session.clock.after(FOLLOW_STORE, lambda: self._session._workers.submit(lambda: self.reread(taken)))
-        if not stopped:
+            self._follow(taken)
+        if not stopped or not self._fulfil():
             return started
-        self._heed()
-        with self._session._lock:  # a wish that changes nothing, such as a release of what is not held
+        with self._session._lock:  # a wish that changes nothing
             ready = [r for r in stopped if r.own and r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in ready:
                 record.phase = SUBMITTING

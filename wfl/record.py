@@ -130,4 +130,5 @@ class Unseen:
         if self._count > 0:
             shown = "; ".join(self._first.values())
             more = f" and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
-            log.warning("%d failures or errors that nobody looked at: %s%s", self._count, shown, more)
+            what = "1 failure or error" if self._count == 1 else f"{self._count} failures or errors"
+            log.warning("%s that nobody looked at: %s%s", what, shown, more)

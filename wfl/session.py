@@ -60,6 +60,7 @@ CHUNK = 1 << 20
 FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
 CALLBACK_THREADS = 1000
+_CLOSED = "ended when its session was closed"
 _ENDING = (Action.TERMINATE, Action.KILL)
 _CANCELLED = ("cancelled", "ended by its own program")
 CALLBACK_PATIENCE = 5.0
@@ -126,7 +127,8 @@ class JobSession:
                 from wfl.persistence import Persistence
 
                 self._kept = Persistence(self, self.store)
-                self._kept.come_back()
+                undo.callback(self.store.leave)
+                self._kept.come_back(opening=True)
             undo.pop_all()
         _open_sessions.add(self)
 
@@ -337,9 +339,13 @@ class JobSession:
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
-        try:
-            if check_store and self._kept is not None and records:
+        if check_store and self._kept is not None and records:
+            try:
                 records = self._kept.start(records)
+            except WflError as error:
+                self._put_back(records, error)
+                return
+        try:
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
@@ -348,6 +354,14 @@ class JobSession:
         except BaseException:
             self._unknown(records, DrmCommunicationError("the submission was interrupted"))
             raise
+
+    def _put_back(self, records: Sequence[Record], error: WflError) -> None:
+        """What cannot be written down now waits on, and is submitted when it can."""
+        log.warning("%s; %d tasks wait for that", error, len(records))
+        with self._lock:
+            for record in records:
+                record.phase = HERE if record.phase == SUBMITTING else record.phase
+        self._later(1.0, lambda: self._submit([r for r in records if r.own], check_store=True))
 
     @contextmanager
     def _expecting(self) -> Iterator[None]:
@@ -512,7 +526,7 @@ class JobSession:
         ):
             info = info.replace(sub_state=record.why[0], annotation=info.annotation or record.why[1])
         merged = info if record.info is None else _merged(record.info, info)
-        if merged == record.info and state is record.state:
+        if merged == record.info and state is record.state and not state.ended:
             return False
         self.changes += 1
         was, record.info = record.state, merged
@@ -625,10 +639,15 @@ class JobSession:
 
     def info(self, record: Record) -> JobInfo:
         """What is known of a record, with what the session itself knows."""
-        known = record.info or JobInfo(id=record.id)
-        return known.replace(
+        return self.snapshot(record)[1]
+
+    def snapshot(self, record: Record) -> tuple[int, JobInfo]:
+        """The phase of a record and what is known of it, as they were at one moment."""
+        with self._lock:
+            phase, state, known = record.phase, record.state, record.info or JobInfo(id=record.id)
+        return phase, known.replace(
             id=record.id,
-            state=record.state,
+            state=state,
             submission_time=known.submission_time or datetime.fromtimestamp(record.submitted, UTC),
             submission_machine=known.submission_machine or os.uname().nodename,
             job_owner=known.job_owner or _user(),
@@ -883,26 +902,31 @@ class JobSession:
 
     def _control_elsewhere(self, records: Sequence[Record], action: Action) -> dict[str, WflError]:
         """Ask the programs in whose queues these wait, through the store: they do it, or who takes over from them."""
-        held = JobState.QUEUED_HELD
         if action in (Action.SUSPEND, Action.RESUME):
-            failures = dict.fromkeys(records, "it has not started")
+            refused = dict.fromkeys(records, "it has not started")
         elif action is Action.RELEASE:
-            failures = {record: "it is not held" for record in records if record.state is not held}
+            refused = {record: "it is not held" for record in records if record.state is not JobState.QUEUED_HELD}
         else:
-            failures = {}
-        wanted = [record for record in records if record not in failures]
-        refused: dict[str, WflError] = {
+            refused = {}
+        failures: dict[str, WflError] = {
             record.id: InvalidStateError(f"{record.id}: cannot {action.value}: {words}")
-            for record, words in failures.items()
+            for record, words in refused.items()
         }
-        for record in wanted if action in _ENDING else ():
-            record.why = record.why or _CANCELLED  # what is just being submitted is ended when it is known
-        kept = self._kept
-        if kept is not None and wanted and not kept.store.wish([record.key for record in wanted], action.value):
-            kept.reread(wanted)
+        wanted = [record for record in records if record not in refused]
+        if self._kept is None or not wanted:
+            return failures
+        all_wait = self._kept.want(wanted, action)
+        with self._lock:
+            for record in wanted:
+                if action in _ENDING:
+                    record.why = record.why or _CANCELLED  # what is just being submitted is ended when it is known
+                elif record.phase == HERE:  # as it will be in a moment
+                    record.state = JobState.QUEUED_HELD if action is Action.HOLD else JobState.QUEUED
+        if not all_wait:
+            self._kept.reread()
             moved_on = [record for record in wanted if record.own or record.phase != HERE]
-            refused.update(self._try_control(moved_on, action))
-        return refused
+            failures.update(self._try_control(moved_on, action))
+        return failures
 
     def _pass_on(self, record: Record) -> None:
         """A held task leaves the queue; it gets in line again when it is released."""
@@ -945,6 +969,8 @@ class JobSession:
 
         def over() -> None:
             words = "its deadline_time came"
+            if record.phase == HERE and not record.own:
+                return  # the program in whose queue it waits sees to it
             if not self._end_here([record], "timeout", words, only=HERE) and not self._has(Capability.DEADLINE):
                 self._time_is_up(record, words)
 
@@ -1049,29 +1075,36 @@ class JobSession:
             left = [record for record in self._records.values() if record.own and record.phase != ENDED]
             self._closed = "the session was closed"
         detached = self.context.detach
-        if left and not detached:
-            log.warning("%d tasks had not ended and are ended now (detach=True would let them live on)", len(left))
-            self._end_here([r for r in left if r.phase == HERE], "cancelled", "ended when its session was closed")
-        if self._asker is not None:
-            self._asker.stop()
         try:
-            self.backend.close(end=not detached)
-        except WflError as error:
-            log.error("%s: closing failed, what still runs may live on: %s", self.backend.name, error)
-        if not detached:
-            self._end_here(left, "cancelled", "ended when its session was closed")
-        self._give_back([record for record in self._records.values() if record.gates and record.phase != ENDED])
-        self._callbacks.drain(CALLBACK_PATIENCE)
-        self.clock.stop()
-        self._workers.stop()
-        if self._kept is not None:
-            self._kept.close()
-        with self._lock:
-            for record in self._records.values():
-                for waiter in record.waiters or ():
-                    waiter.wake(None)
-        self.unseen.warn()
-        _open_sessions.discard(self)
+            if not detached:
+                left = [record for record in left if not (record.phase == HERE and self._is_guest(record))]
+                if left:
+                    log.warning("%s ended now (detach=True would let them live on)", _not_ended(left))
+                self._end_here([r for r in left if r.phase == HERE], "cancelled", _CLOSED)
+            if self._asker is not None:
+                self._asker.stop()
+            try:
+                self.backend.close(end=not detached)
+            except WflError as error:
+                log.error("%s: closing failed, what still runs may live on: %s", self.backend.name, error)
+            if not detached:
+                self._end_here(left, "cancelled", _CLOSED)
+            self._give_back([record for record in self._records.values() if record.gates and record.phase != ENDED])
+            self._callbacks.drain(CALLBACK_PATIENCE)
+            self.clock.stop()
+            self._workers.stop()
+            if self._kept is not None:
+                self._kept.close()
+        finally:
+            with self._lock:
+                for record in self._records.values():
+                    for waiter in record.waiters or ():
+                        waiter.wake(None)
+            self.unseen.warn()
+            _open_sessions.discard(self)
+
+    def _is_guest(self, record: Record) -> bool:
+        return self._kept is not None and self._kept.is_guest(record)
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -1156,6 +1189,10 @@ def _describe(record: Record) -> str:
     if info is not None:
         ending = info.annotation or f"{info.sub_state} with exit status {info.exit_status}"
     return f"{record.id} ({command[:60]}): {ending}"
+
+
+def _not_ended(records: Sequence[Record]) -> str:
+    return "1 task had not ended and is" if len(records) == 1 else f"{len(records)} tasks had not ended and are"
 
 
 def _void(_: object) -> None:

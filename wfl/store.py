@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wfl.drmaa2 import JobInfo, JobTemplate
 from wfl.errors import SessionManagementError
-from wfl.record import ACCEPTED, HERE, SUBMITTING
+from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ PATIENCE = 5.0
 """Seconds to wait for another program's write."""
 
 _SCHEMA = """
-create table templates (number integer primary key, json text not null);
+create table templates (number integer primary key autoincrement, json text not null);
 create table tasks (
     number integer primary key, key text not null unique, session text not null, job_id text not null,
     task_index integer, template integer not null, source integer not null, max_parallel integer,
@@ -45,6 +45,10 @@ select key, job_id, task_index, filled.json, given.json, max_parallel, first, at
     submitted, info
 from tasks join templates filled on filled.number = template join templates given on given.number = source
 """
+_UPDATE = f"""
+update tasks set phase = case when phase = {HERE} and ?1 = {SUBMITTING} then phase else ?1 end, id = ?2, info = ?3
+where key = ?4 and phase != {ENDED} and (phase = {ACCEPTED} or program = ?5)
+"""  # noqa: S608 - numbers of our own
 _ALL = _ROWS + "where session = ? order by tasks.number"
 _ONE = _ROWS + "where key = ?"
 
@@ -114,10 +118,13 @@ class Store:
             )
 
     def update(self, records: Iterable[Record]) -> None:
-        """Write down where these are now."""
+        """Write down where these are now. What has ended, or waits in another program's queue, is not written over."""
         with self._transaction() as connection:  # as they are now, not as they were before others' writes
-            rows = [(r.phase, r.id, r.session.info(r).to_json(), r.key) for r in records]
-            connection.executemany("update tasks set phase = ?, id = ?, info = ? where key = ?", rows)
+            rows = []
+            for record in records:
+                phase, info = record.session.snapshot(record)
+                rows.append((phase, record.id, info.to_json(), record.key, self.program))
+            connection.executemany(_UPDATE, rows)
 
     def start(self, keys: Sequence[str]) -> dict[str, Row | None]:
         """Write down that these, which waited, are about to be given to the system.
@@ -127,7 +134,8 @@ class Store:
         """
         with self._transaction() as connection:
             changed = connection.executemany(
-                "update tasks set phase = ? where key = ? and phase = ? and program = ? and wish is null",
+                "update tasks set phase = ?, wish = null"
+                " where key = ? and phase = ? and program = ? and (wish is null or wish = 'release')",
                 [(SUBMITTING, key, HERE, self.program) for key in keys],
             ).rowcount
             if changed == len(keys):
@@ -141,11 +149,15 @@ class Store:
         with self._transaction() as connection:
             connection.executemany("delete from tasks where key = ?", [(key,) for key in keys])
 
-    def claim(self, key: str, program: str) -> bool:
-        """Take over a task from a program that is gone; False if another program was faster."""
+    def claim(self, rows: Iterable[Row]) -> set[str]:
+        """Take over what waits from programs that are gone; the keys of those that no other program took before."""
+        statement = "update tasks set program = ? where key = ? and program = ? and phase = ?"
         with self._transaction() as connection:
-            statement = "update tasks set program = ? where key = ? and program = ? and phase = ?"
-            return connection.execute(statement, (self.program, key, program, HERE)).rowcount == 1
+            return {
+                row.key
+                for row in rows
+                if connection.execute(statement, (self.program, row.key, row.program, row.phase)).rowcount == 1
+            }
 
     def wish(self, keys: Sequence[str], action: str) -> bool:
         """Want this to be done to tasks that wait in other programs' queues; False if some do not wait any more.
@@ -161,13 +173,18 @@ class Store:
             return changed.rowcount == len(keys)
 
     def wishes(self) -> dict[str, str]:
-        """Take what other programs want done to tasks that wait in the queue of this one: actions by key."""
+        """What other programs want done to tasks that wait in the queue of this one: actions by key."""
+        statement = "select key, wish from tasks where program = ? and wish is not null and phase = ?"
+        with self._lock:
+            try:
+                return dict(self._connection.execute(statement, (self.program, HERE)).fetchall())
+            except sqlite3.Error as error:
+                raise _trouble(self.path, error) from error
+
+    def wish_is_done(self, wishes: Iterable[tuple[str, str]]) -> None:
+        """These (keys and actions) were done, or cannot be; a wish that came since stays."""
         with self._transaction() as connection:
-            found = connection.execute(
-                "select key, wish from tasks where program = ? and wish is not null and phase = ?", (self.program, HERE)
-            ).fetchall()
-            connection.executemany("update tasks set wish = null where key = ?", [(key,) for key, _ in found])
-        return dict(found)
+            connection.executemany("update tasks set wish = null where key = ? and wish = ?", wishes)
 
     def written(self) -> int:
         """A number that changes when another program has written."""
@@ -178,10 +195,17 @@ class Store:
                 raise _trouble(self.path, error) from error
 
     def leave(self) -> None:
-        """What waits or runs belongs to no program any more: the next one takes over what waits."""
+        """What has not ended belongs to no program any more: the next one takes over what waits."""
         with self._transaction() as connection:
-            statement = "update tasks set program = '' where program = ? and phase in (?, ?)"
-            connection.execute(statement, (self.program, HERE, ACCEPTED))
+            statement = "update tasks set program = '' where program = ? and phase != ?"
+            connection.execute(statement, (self.program, ENDED))
+
+    def forget_templates(self) -> None:
+        """Remove templates of which no task is left; programs that remember one of them look before they use it."""
+        with self._transaction() as connection:
+            connection.execute(
+                "delete from templates where number not in (select template from tasks union select source from tasks)"
+            )
 
     def load(self, session: str) -> list[Row]:
         """All tasks of a session, in order of submission."""
@@ -198,7 +222,7 @@ class Store:
 
     def _template(self, connection: sqlite3.Connection, template: JobTemplate) -> int:
         number = self._templates.get(template)
-        if number is None:
+        if number is None or not connection.execute("select 1 from templates where number = ?", (number,)).fetchone():
             number = connection.execute("insert into templates (json) values (?)", (template.to_json(),)).lastrowid or 0
             if len(self._templates) > REMEMBERED:
                 self._templates.clear()
@@ -232,30 +256,36 @@ class _Transaction:
         connection = self._store._connection
         try:
             connection.execute("begin immediate")
-        except sqlite3.Error as error:
-            self._store._lock.release()
-            raise _trouble(self._store.path, error) from error
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, sqlite3.Error):
+                raise _trouble(self._store.path, error) from error
+            raise
         return connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         problem = error
         try:
-            if problem is None:
-                problem = self._try("commit")
-            if problem is not None:
-                self._try("rollback")  # a full disk has done it already
-                self._store._templates.clear()  # those of this write are not in the file
+            if error is None:
+                self._store._connection.execute("commit")
+        except sqlite3.Error as failed:
+            problem = failed
         finally:
-            self._store._lock.release()
+            self._leave()
         if isinstance(problem, sqlite3.Error):
             raise _trouble(self._store.path, problem) from problem
 
-    def _try(self, statement: str) -> sqlite3.Error | None:
+    def _leave(self) -> None:
+        """Also after Ctrl-C at any instruction, nothing is left open and the next one may write."""
+        connection = self._store._connection
         try:
-            self._store._connection.execute(statement)
-        except sqlite3.Error as error:
-            return error
-        return None
+            if connection.in_transaction:  # a full disk has rolled back already
+                connection.execute("rollback")
+                self._store._templates.clear()  # those of this write are not in the file
+        except sqlite3.Error:
+            self._store._templates.clear()
+        finally:
+            self._store._lock.release()
 
 
 def _open(path: str) -> sqlite3.Connection:
@@ -327,18 +357,23 @@ def program_name(pid: int | str) -> str:
 
 
 def program_lives(name: str) -> bool:
-    """Whether the program of this name still runs; one on another host is taken to."""
+    """Whether the program of this name still runs; one on another host is taken to.
+
+    What the host is called now is asked last: its name may have changed since.
+    """
     if not name:
         return False
     host, boot, pid, started, _ = name.split(" ")
-    if host != socket.gethostname():
-        return True
-    return boot == _boot() and started != "-" and _started(pid) == started
+    if boot == _boot():
+        return started != "-" and _started(pid) == started
+    return host != socket.gethostname()
 
 
 def _boot() -> str:
+    """This boot of this machine, and the pid namespace (container) in which pids mean something."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return "-"
 

@@ -687,7 +687,7 @@ def test_closing_ends_what_it_started(flow_on: Callable[..., Workflow], caplog: 
     mine, theirs = only(one.run("x")), only(two.run("x"))
     one.close()
     assert (mine.state, theirs.state) == (JobState.FAILED, JobState.RUNNING)
-    assert "1 tasks had not ended" in caplog.text
+    assert "1 task had not ended" in caplog.text
 
 
 def test_system_or_behaviour() -> None:

@@ -290,7 +290,7 @@ def test_ctrl_c_finishes_the_line(terminal: Open) -> None:
     assert on.finish() == -signal.SIGINT
     line, warning, *traceback = on.screen()
     assert re.search(r"0/1 \[.*\](\^C)?$", line)  # the terminal itself shows the key
-    assert warning.startswith("1 tasks had not ended")
+    assert warning.startswith("1 task had not ended and is ended now")
     assert traceback[0] == "Traceback (most recent call last):"
     assert traceback[-1] == "KeyboardInterrupt"
     assert "During handling" not in on.text

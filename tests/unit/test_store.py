@@ -657,7 +657,8 @@ def test_what_another_took_over_is_not_started(queued: tuple[FakeSystem, Task, T
     sql(path, "update tasks set program = ? where phase = ?", other.store.program, HERE)
     system.finish("1")
     system.advance(1)
-    assert (mine.state, len(system.submitted)) == (JobState.QUEUED, 1)
+    assert mine.state in (JobState.QUEUED, JobState.QUEUED_HELD)  # as the other has it by now
+    assert len(system.submitted) == 1
 
 
 def test_reading_what_another_program_reaped(open_session: Callable[..., JobSession]) -> None:
