@@ -7,6 +7,7 @@ makes good, after each connection. An end is completed by an inspection, in a fe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission
+from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
 from wfl.contexts.containers.client import Client, NotThereError
 from wfl.contexts.containers.spool import Spool
@@ -43,6 +44,8 @@ PATIENCE = 10.0
 """Seconds that closing waits for what is under way."""
 RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
+NOT_RUN = (126, 127)
+"""Exit codes of the container's init when there is no such command."""
 KINDS = ("start", "die", "died", "pause", "unpause", "destroy", "remove")
 """Events that say something new; Podman's names are among them."""
 
@@ -297,8 +300,12 @@ class ContainerBackend(Backend):
         try:
             inspected = self._client.inspect(_name(job.key))
             if inspected["State"]["Status"].lower() in facts.OVER:
-                trouble = self._bring_back(job) if inspected["State"]["ExitCode"] == 0 else self._write_output(job)
-                info = facts.over(job.key, inspected, self._machine, trouble)
+                code = inspected["State"]["ExitCode"]
+                trouble = self._bring_back(job) if code == 0 else self._write_output(job)
+                if code in NOT_RUN and (words := self._never_ran(job)):
+                    info = ended(job.key, sub_state="launch_failure", annotation=words)
+                else:
+                    info = facts.over(job.key, inspected, self._machine, trouble)
             else:  # started again by somebody, or not yet over for this daemon
                 self._report([facts.living(job.key, inspected, self._machine)])
                 if job.code is not None:
@@ -321,6 +328,11 @@ class ContainerBackend(Backend):
         timer = threading.Timer(0.2, lambda: self._finish_soon(job))
         timer.daemon = True
         timer.start()
+
+    def _never_ran(self, job: _Job) -> str | None:
+        """What the first process said of a command that it could not run; None where the command itself ended so."""
+        begin = next(self._client.logs(_name(job.key), follow=False), b"")[8:400].decode(errors="replace")
+        return begin.strip() if re.match(r"\[FATAL tini \(\d+\)\] exec |ERROR: failed to exec", begin) else None
 
     def _write_output(self, job: _Job) -> str | None:
         """Write output_path and error_path; what went wrong, in words."""

@@ -94,29 +94,39 @@ class Spool:
         self.complete = threading.Event()
         self.error: Exception | None = None
 
-    def fill(self, chunks: Iterable[bytes]) -> None:
+    def fill(self, *logs: Iterable[bytes]) -> None:
         """Write a log, given from its start, to its end; what an earlier try has written is not written again.
 
-        Made to be a thread's target: what goes wrong is not raised but kept in `error`. That is what `chunks` raises,
-        DrmCommunicationError where the log breaks off within a frame, or OutOfResourceError where the disk is full.
+        Further ones are the same log read once more, each when the one before has ended. A log that was followed
+        needs that: seen with the daemon 20.10 under load, such a stream ends well, but short of the last lines, where
+        the container ended before the daemon had passed on all of them. Read without following it is whole.
+
+        Made to be a thread's target: what goes wrong is not raised but kept in `error`. That is what a log raises,
+        DrmCommunicationError where it breaks off within a frame, or OutOfResourceError where the disk is full.
         """
         with self._filling:
             self.complete.clear()
             self.error = None
-            files = {stream: _File(self._path(stream)) for stream in _STREAMS}
             try:
-                self._pour(chunks, files)
+                for log in logs:
+                    self._pour(log)
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits for output is to be told
                 self.error = error
             finally:
-                for file in files.values():
-                    file.close()
                 self.complete.set()
 
-    def _pour(self, chunks: Iterable[bytes], files: dict[str, _File]) -> None:
+    def _pour(self, log: Iterable[bytes]) -> None:
+        files = {stream: _File(self._path(stream)) for stream in _STREAMS}
+        try:
+            self._distribute(log, files)
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _distribute(self, log: Iterable[bytes], files: dict[str, _File]) -> None:
         demultiplexer = Demultiplexer(merged=self._merged)
-        for chunk in chunks:
-            for stream, data in zip(_STREAMS, demultiplexer.feed(chunk), strict=True):
+        for piece in log:
+            for stream, data in zip(_STREAMS, demultiplexer.feed(piece), strict=True):
                 if data:
                     with self._writing:
                         if self._removed:

@@ -13,9 +13,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import wfl
 from wfl.contexts import helper
 from wfl.contexts.containers import vigil
 from wfl.contexts.containers.client import Client
@@ -139,7 +139,7 @@ def _orders(settings: Mapping[str, Any], label: str, *, keep: bool) -> bytes:
         "label": label,
         "keep": keep,
         "cwd": cwd,
-        "path": [*sys.path, os.path.dirname(os.path.dirname(os.path.abspath(wfl.__file__)))],
+        "path": [*sys.path, str(Path(__file__).absolute().parents[3])],  # wfl itself, should they not lead to it
     }
     return json.dumps(orders, default=os.fspath).encode() + b"\n"
 

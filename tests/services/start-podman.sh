@@ -32,9 +32,10 @@ lock_type = "file"
 runtime = "runc"
 tmp_dir = "$base/tmp"
 END
-    mkdir -p "$base/tmp"
-    CONTAINERS_CONF=$base/containers.conf TMPDIR=$base/tmp setsid podman --root "$base/root" --runroot "$base/run" \
-        system service --time 0 "$address" >"$base/log" 2>&1 </dev/null &
+    mkdir -p "$base/tmp" # its place too: conmon notes there that memory ran out
+    (cd "$base/tmp" && TMPDIR=$PWD CONTAINERS_CONF=$base/containers.conf exec setsid podman \
+        --root "$base/root" --runroot "$base/run" system service --time 0 "$address") \
+        >"$base/log" 2>&1 </dev/null &
     echo $! >"$pid_file"
 fi
 wait_until_up podman

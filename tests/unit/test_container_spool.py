@@ -194,6 +194,30 @@ def test_filled_again_after_breaking_off(
     assert whole(spool, "stderr") == (b"" if merged else payload_of(frames, ERR))
 
 
+def test_log_read_once_more(tmp_path: Path) -> None:
+    """A followed log that ended short is completed by the same log read again; only then is it complete."""
+    log = log_of([(OUT, b"abc"), (ERR, b"x"), (OUT, b"def"), (ERR, b"y")])
+    spool = Spool(tmp_path, "job")
+    between: list[bool] = []
+
+    def again() -> Iterator[bytes]:
+        between.append(spool.complete.is_set())
+        yield log
+
+    spool.fill([log[:20]], again())
+    assert between == [False]
+    assert spool.complete.is_set()
+    assert (whole(spool), whole(spool, "stderr")) == (b"abcdef", b"xy")
+
+
+def test_log_is_not_read_once_more_after_an_error(tmp_path: Path) -> None:
+    """Where the first reading fails the second is not begun: the container may still run."""
+    spool = Spool(tmp_path, "job")
+    spool.fill(broken([frame(OUT, b"a")]), broken([frame(OUT, b"ab")]))
+    assert str(spool.error) == "the connection was lost"
+    assert whole(spool) == b"a"
+
+
 def test_another_program_goes_on(tmp_path: Path) -> None:
     """A spool whose files an earlier program left behind half filled is completed, not doubled."""
     log = log_of([(OUT, b"abc"), (ERR, b"x"), (OUT, b"def")])

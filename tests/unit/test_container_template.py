@@ -226,6 +226,7 @@ def test_fields_stand_together(here: Path) -> None:
         ("OPEN_FILES", 64, ("nofile", 64, 64)),
         ("STACK_SIZE", 1024, ("stack", 1 << 20, 1 << 20)),
         ("VIRTUAL_MEMORY", 1 << 22, ("as", 1 << 32, 1 << 32)),
+        ("OPEN_FILES", (1 << 63) - 1, ("nofile", (1 << 63) - 1, (1 << 63) - 1)),
         ("CPU_TIME", 60, ("cpu", 60, 62)),
         ("CPU_TIME", 0.1, ("cpu", 1, 3)),
     ],
@@ -369,6 +370,7 @@ EXTENSIONS: list[tuple[str, str, dict[str, Any]]] = [
             }
         },
     ),
+    ("security_opt", "no-new-privileges=false", {"HostConfig": {"SecurityOpt": ["no-new-privileges=false"]}}),
     (
         "extra_hosts",
         "db:10.0.0.1,six:::1,gw:host-gateway",
@@ -432,6 +434,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("tmpfs", "/tmp,/run", "expected '/path:options"),
     ("read_only", "True", "expected 'true' or 'false'"),
     ("security_opt", "no-new-privs", "expected 'no-new-privileges'"),
+    ("security_opt", "no-new-privileges=maybe", "expected 'no-new-privileges'"),
+    ("security_opt", "label", "expected 'no-new-privileges'"),
     ("security_opt", "apparmor=", "expected 'no-new-privileges'"),
     ("security_opt", "seccomp=/no/such", "/no/such is no seccomp profile"),
     ("extra_hosts", "db", "expected 'host:address"),
@@ -555,6 +559,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"min_phys_memory": 1024}, "min_phys_memory is 1024 KiB; a container has 6144 or more"),
     ({"min_phys_memory": 1 << 53}, "min_phys_memory is more than a daemon can be told"),
     ({"min_slots": 1 << 40}, "max_slots or min_slots is more than a daemon can be told"),
+    ({"resource_limits": {"OPEN_FILES": 1 << 63}}, r"resource_limits\['OPEN_FILES'\] is more than a daemon"),
     ({"resource_limits": {"FILE_SIZE": 1 << 53}}, r"resource_limits\['FILE_SIZE'\] is more than a daemon"),
     ({"stage_in_files": {"a": "/etc/passwd"}}, "stage_in_files has 'a': inside of a container paths are absolute"),
     ({"stage_in_files": {"/": "/etc/passwd"}}, "stage_in_files has the target '/'"),

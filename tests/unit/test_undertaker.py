@@ -11,6 +11,7 @@ import sysconfig
 import threading
 import time
 import uuid
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,10 @@ def missing(settings: dict[str, Any]) -> str | None:
 def settings() -> dict[str, Any]:
     """How the daemon is reached."""
     found: dict[str, Any] = {}
-    if reason := missing(found):
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # see `unclosed` below
+        reason = missing(found)
+        gc.collect()
+    if reason:
         if os.environ.get("WFL_REQUIRE_ALL") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -350,11 +354,11 @@ def test_a_goodbye_leaves_containers_alone(up: bool, daemon: Daemon, begin: Call
     daemon.make("paused")
     before = descriptors()
     undertaker = begin()
-    assert undertaker.alive
+    there = undertaker.alive
     if up:
         helper_of(os.getpid())
     undertaker.goodbye()
-    assert not undertaker.alive
+    assert (there, undertaker.alive) == (True, False)
     assert not helpers_of(os.getpid())
     assert descriptors() == before
     undertaker.goodbye()
@@ -593,11 +597,10 @@ def test_a_daemon_that_is_away_is_waited_for(
         pytest.skip("the daemon is not reached by a socket of this machine")
     door = tmp_path / "door"
     daemon.make()
-    words: list[str] = []
     ending = threading.Thread(target=end_all, args=({**daemon.settings, "base_url": f"unix://{door}"}, daemon.label))
     ending.start()
     try:
-        wait_until("it was asked in vain", lambda: words.append(capsys.readouterr().err) or str(door) in "".join(words))
+        wait_until("it was asked in vain", lambda: str(door) in capsys.readouterr().err)
         assert daemon.states() == ["running"]
     finally:
         door.symlink_to(real)
@@ -674,6 +677,27 @@ def test_what_somebody_else_ends_meanwhile_is_no_failure(
     assert looks == [3, 0, 0]
     assert daemon.states() == []
     assert capsys.readouterr().err == ""
+
+
+def test_there_is_another_look_when_all_seems_done(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of the dead program may come to its end only after the first look found nothing."""
+    from wfl.contexts.containers import undertaker
+    from wfl.contexts.containers.client import Client
+
+    found = Client.list
+    looks: list[int] = []
+
+    def look(self: Client, labels: dict[str, str]) -> list[dict[str, Any]]:
+        containers = found(self, labels)
+        looks.append(len(containers))
+        if len(looks) == 1:
+            daemon.make("created")
+        return containers
+
+    monkeypatch.setattr(Client, "list", look)
+    undertaker.end_all(daemon.settings, daemon.label)
+    assert looks == [0, 1, 0, 0]
+    assert daemon.states() == []
 
 
 def test_many_are_ended_together(daemon: Daemon) -> None:
