@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context
+from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.settings import check_settings, client_of
-from wfl.errors import InvalidArgumentError
+from wfl.errors import InvalidArgumentError, SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,6 @@ class DockerContext(Context):
     """
 
     name = "docker"
-    _default = "unix:///var/run/docker.sock"
 
     def __init__(
         self,
@@ -50,8 +50,11 @@ class DockerContext(Context):
 
     def backend(self) -> Backend:
         """A new backend; it contacts the daemon when it is opened."""
-        from wfl.contexts.containers.backend import ContainerBackend
-
+        try:
+            from wfl.contexts.containers.backend import ContainerBackend
+        except ImportError as error:
+            msg = f"jobs in containers need docker-py: pip install 'wfl-sdk[{self.name}]' ({error})"
+            raise SessionManagementError(msg) from error
         return ContainerBackend(
             self.name,
             self.client_settings(),
@@ -59,7 +62,12 @@ class DockerContext(Context):
             image=self.image,
             pull=self.pull,
             detach=self.detach,
+            dialect=self.dialect(),
         )
+
+    def dialect(self) -> Dialect:
+        """Where this daemon differs from others that speak Docker's API."""
+        return Dialect()
 
     def client_settings(self) -> dict[str, Any]:
         """Where the daemon is, and how it is spoken to."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
 from wfl.contexts.containers.client import Client, NotThereError
+from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.spool import Spool
 from wfl.contexts.containers.undertaker import Undertaker
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate
@@ -44,8 +45,8 @@ PATIENCE = 10.0
 """Seconds that closing waits for what is under way."""
 RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
-NOT_RUN = (126, 127)
-"""Exit codes of the container's init when there is no such command."""
+NOT_RUN = (1, 126, 127)
+"""Exit codes of the container's init when there is no such command (1: Podman's)."""
 KINDS = ("start", "die", "died", "pause", "unpause", "destroy", "remove")
 """Events that say something new; Podman's names are among them."""
 
@@ -81,9 +82,17 @@ class ContainerBackend(Backend):
     limits = Limits(requests=REQUESTS, submissions=1)
 
     def __init__(
-        self, name: str, settings: Mapping[str, Any], session: str, *, image: str | None, pull: str, detach: bool
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        session: str,
+        *,
+        image: str | None,
+        pull: str,
+        detach: bool,
+        dialect: Dialect,
     ) -> None:
-        self.name = name
+        self.name, self._dialect = name, dialect
         self._settings, self._session, self._image, self._pull = dict(settings), session, image, pull
         self._detach = detach
         self._program = os.urandom(8).hex()
@@ -108,18 +117,15 @@ class ContainerBackend(Backend):
             version = self._client.version()
         except DrmCommunicationError as error:
             self._client.close()
-            raise DrmCommunicationError(
-                f"{error}; is the daemon running, and may this user talk to it? {self._cure}"
-            ) from error
+            raise DrmCommunicationError(f"{error}. {self._dialect.cure}") from error
         self._machine = str(version.get("Name") or socket.gethostname())
-
-    _cure = "Set DOCKER_HOST or base_url to where it listens."
 
     # -- submitting --
 
     def check(self, template_: JobTemplate) -> None:
         """Refuse by field what no container can be made of."""
         super().check(template_)
+        self._dialect.check(template_, self.name)
         template.check(template_, self._image)
 
     def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
@@ -149,15 +155,17 @@ class ContainerBackend(Backend):
 
     def _create(self, submission: Submission) -> None:
         given = submission.template
-        body = template.body(
-            given,
-            image=self._image,
-            key=submission.key,
-            session=self._session,
-            program=self._program,
-            job_id=submission.job_id,
-            index=submission.index,
-            detach=self._detach,
+        body = self._dialect.adapt(
+            template.body(
+                given,
+                image=self._image,
+                key=submission.key,
+                session=self._session,
+                program=self._program,
+                job_id=submission.job_id,
+                index=submission.index,
+                detach=self._detach,
+            )
         )
         query = template.query(given, submission.key)
         image, policy = body["Image"], template.pull_policy(given, self._pull)
@@ -214,8 +222,11 @@ class ContainerBackend(Backend):
         """The helper is gone: start another."""
         if not self._closed.is_set():
             log.error("%s: the helper that ends containers after this program is gone; starting another", self.name)
-            with suppress(InvalidSessionError):
+            self._closed.wait(1.0)  # one that cannot live does not keep the machine busy
+            try:
                 self._watch_over()
+            except WflError as error:
+                log.error("%s: %s; if this program is killed now, its containers go on", self.name, error)
 
     # -- what the daemon tells --
 
@@ -331,8 +342,8 @@ class ContainerBackend(Backend):
 
     def _never_ran(self, job: _Job) -> str | None:
         """What the first process said of a command that it could not run; None where the command itself ended so."""
-        begin = next(self._client.logs(_name(job.key), follow=False), b"")[8:400].decode(errors="replace")
-        return begin.strip() if re.match(r"\[FATAL tini \(\d+\)\] exec |ERROR: failed to exec", begin) else None
+        words = self._spooled(job).read("stderr", 0, 1000).decode(errors="replace")
+        return words.strip() if re.match(r"\[FATAL tini \(\d+\)\] exec |ERROR \(catatonit", words) else None
 
     def _write_output(self, job: _Job) -> str | None:
         """Write output_path and error_path; what went wrong, in words."""
@@ -353,8 +364,8 @@ class ContainerBackend(Backend):
         for target, source in (job.template.stage_out_files or {}).items():
             try:
                 staging.unpack(self._client.get(_name(job.key), source), source, os.path.abspath(target))
-            except (NotThereError, OSError) as error:
-                trouble = trouble or f"{source} cannot be copied out to {target}: {error}"
+            except WflError as error:
+                trouble = trouble or str(error)
         return trouble
 
     # -- control and output --
@@ -407,7 +418,7 @@ class ContainerBackend(Backend):
         """The spool of a job: filled to its end where the container has ended, else being filled while it runs."""
         with self._lock:
             if job.spool is None:
-                job.spool = Spool(self._directory(), job.key, merged=bool(job.template.join_files))
+                job.spool = Spool(self._directory(), job.key, merged=_joined(job.template))
                 threading.Thread(target=self._fill, args=(job, job.spool), name="wfl-output", daemon=True).start()
             spool = job.spool
         if job.ended or job.key in self._finishing:
@@ -422,7 +433,10 @@ class ContainerBackend(Backend):
         return spool
 
     def _fill(self, job: _Job, spool: Spool) -> None:
-        spool.fill(self._client.logs(_name(job.key), follow=True))
+        """Twice, as a followed log may end early: what was written before is not written again."""
+        name = _name(job.key)
+        followed = () if job.ended else self._client.logs(name, follow=True)
+        spool.fill(followed, self._client.logs(name, follow=False))
 
     def _directory(self) -> Path:
         if self._place is None:
@@ -530,10 +544,19 @@ def _name(key: str) -> str:
     return f"wfl-{key}"
 
 
+def _joined(given: JobTemplate) -> bool:
+    same = (
+        given.output_path
+        and given.error_path
+        and os.path.abspath(given.output_path) == os.path.abspath(given.error_path)
+    )
+    return bool(given.join_files or same)
+
+
 def _output_files(given: JobTemplate) -> dict[Stream, str]:
     """Where output goes on this side of it, besides the daemon's log."""
     paths: dict[Stream, str | None] = {"stdout": given.output_path, "stderr": given.error_path}
-    if given.join_files:
+    if _joined(given):
         del paths["stderr"]
     return {stream: os.path.abspath(path) for stream, path in paths.items() if path and path != os.devnull}
 

@@ -13,6 +13,7 @@ import urllib3
 from docker.tls import TLSConfig
 from docker.transport.unixconn import UnixHTTPAdapter
 
+from wfl.contexts.containers import staging
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -156,7 +157,8 @@ class Client:
     def put(self, id: str, chunks: Iterable[bytes]) -> None:
         """Unpack a tar archive at its root."""
         with _in_our_words(self.url):
-            self._api.put_archive(id, "/", chunks)
+            url = f"{self._base}/containers/{id}/archive"
+            self._checked(self._api.put(url, params=staging.PUT_PARAMETERS, data=chunks, timeout=self._api.timeout))
 
     def get(self, id: str, path: str) -> Iterator[bytes]:
         """A file or directory as a tar archive."""

@@ -1,0 +1,47 @@
+"""Where daemons that speak Docker's API differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from wfl.errors import UnsupportedAttributeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wfl.drmaa2 import JobTemplate
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """One daemon's ways.
+
+    log: the LogConfig of containers, None for that of the template's mapping; refused: fields and extensions that it
+    passes over in silence; ulimits: what goes with every other limit; cure: what to do when it cannot be reached.
+    """
+
+    log: Mapping[str, Any] | None = None
+    refused: frozenset[str] = frozenset()
+    ulimits: Mapping[str, int] = {}
+    cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
+
+    def check(self, template: JobTemplate, backend: str) -> None:
+        """Refuse what this daemon would pass over."""
+        for name in self.refused:
+            if getattr(template, name, None) or name in (template.extensions or ()):
+                raise UnsupportedAttributeError(f"{backend} does not honour {name}; remove it")
+
+    def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body of a container as this daemon takes it."""
+        host = body["HostConfig"]
+        if self.log is not None:
+            host["LogConfig"] = dict(self.log)
+        if host.get("Ulimits") and self.ulimits:
+            given = {limit["Name"] for limit in host["Ulimits"]}
+            host["Ulimits"] += [
+                {"Name": name, "Soft": number, "Hard": number}
+                for name, number in self.ulimits.items()
+                if name not in given
+            ]
+        return body

@@ -1,0 +1,54 @@
+"""PodmanContext: jobs run in containers of Podman, through the API that it shares with Docker."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import Any
+
+from wfl.contexts.containers.dialect import Dialect
+from wfl.contexts.docker import DockerContext
+
+_REFUSED = frozenset({"gpus", "platform", "machine_os", "machine_arch"})
+"""Podman 4 passes over these in silence when it is asked through this API."""
+_HIGHEST = 1 << 20
+
+
+class PodmanContext(DockerContext):
+    """Run each job in a container of its own with Podman (extra: `wfl-sdk[podman]`); it needs its service to run.
+
+    The settings are those of DockerContext, but for base_url: None is CONTAINER_HOST, else this user's own (rootless)
+    service, `systemctl --user start podman.socket`, else that of root.
+    """
+
+    name = "podman"
+
+    def __init__(self, *, base_url: str | None = None, **settings: Any) -> None:
+        super().__init__(base_url=base_url or _service(), **settings)
+
+    def dialect(self) -> Dialect:
+        """Where Podman differs from Docker."""
+        here = (self.base_url or "").startswith("unix:")
+        return Dialect(
+            log={"Type": "k8s-file", "Config": {}},
+            refused=_REFUSED,
+            ulimits=_ulimits() if here else {},
+            cure="Start its service: systemctl --user start podman.socket, or podman system service -t 0; "
+            "set CONTAINER_HOST or base_url to where it listens.",
+        )
+
+
+def _service() -> str:
+    if url := os.environ.get("CONTAINER_HOST"):
+        return url
+    own = f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/podman/podman.sock"
+    return f"unix://{own}" if os.getuid() and os.path.exists(own) else "unix:///run/podman/podman.sock"
+
+
+def _ulimits() -> dict[str, int]:
+    """With any limit given, Podman asks for the highest numbers of files and processes, which its host may refuse."""
+    limits = {
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        "nproc": resource.getrlimit(resource.RLIMIT_NPROC)[1],
+    }
+    return {name: min(_HIGHEST, hard) for name, hard in limits.items() if hard != resource.RLIM_INFINITY}
