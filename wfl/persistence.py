@@ -291,7 +291,8 @@ class Persistence:
             waiting = (HERE, SUBMITTING)  # to the store, what is just being submitted may wait still
             self._queue = {key: record for key, record in self._queue.items() if record.phase in waiting}
             needed = bool(self._queue or self._followed) and self._session._closed is None
-            start, self._looking = needed and not self._looking, needed
+            start = needed and not self._looking
+            self._looking |= start  # a look that is under way, or to come, ends by asking for the next one itself
         if start:
             self._session._later(LOOK, self._look)
 

@@ -357,7 +357,7 @@ class JobSession:
 
     def _put_back(self, records: Sequence[Record], error: WflError) -> None:
         """What cannot be written down now waits on, and is submitted when it can."""
-        log.warning("%s; %d tasks wait for that", error, len(records))
+        log.warning("%s; what waits goes on waiting", error)
         with self._lock:
             for record in records:
                 record.phase = HERE if record.phase == SUBMITTING else record.phase

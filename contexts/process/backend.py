@@ -36,7 +36,7 @@ from wfl.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 log = logging.getLogger("wfl")
 
@@ -105,6 +105,7 @@ class ProcessBackend(Backend):
     def __init__(self, *, detach: bool = False, inherit_environment: bool = True) -> None:
         self._detach, self._inherit = detach, inherit_environment
         self._lock = threading.Lock()
+        self._finding = threading.Lock()
         self._numbers = itertools.count(1)
         self._turn = itertools.count()
         self._names = itertools.count(1)
@@ -116,13 +117,14 @@ class ProcessBackend(Backend):
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._env: tuple[int, dict[str, str]] = (0, {})
         self._raw_env: dict[bytes, bytes] | None = None
-        self._closed = self._tidied = False
+        self._closed = False
 
     def open(self, report: Report, directory: Path | None) -> None:
         """Nothing is started before the first task; the directory is made then, too."""
         self._report = report
         self._keep = directory is not None
         self._directory = directory
+        self._opened = time.time()
         self._machines = (socket.gethostname(),)
 
     # -- submitting --
@@ -263,8 +265,9 @@ class ProcessBackend(Backend):
         tasks = self._tasks[link]
 
         def tell(starts: list[Any], ends: list[Any], states: list[Any]) -> None:
-            if link.missed is not None:
-                link.missed.append((starts, ends, states))
+            with self._lock:
+                if link.missed is not None:
+                    link.missed.append((starts, ends, states))
             self._told(tasks, starts, ends, states)
 
         if link.receive(tell):
@@ -439,19 +442,32 @@ class ProcessBackend(Backend):
 
     def find(self, known: Sequence[Known]) -> Answer:
         """Read the journals of all keepers of this store and follow those that live; a key in none never started."""
+        with self._finding:  # two at once would both take what is told meanwhile for their own
+            if self._closed:
+                raise DrmCommunicationError("the session is closed")
+            return self._find(known)
+
+    def _find(self, known: Sequence[Known]) -> Answer:
         infos, unsent = self._find_own([task.key for task in known])
         wanted = {task.key: task for task in known if task.key not in self._processes}
-        if self._directory is None or not self._keep:
-            return Answer(infos=infos, gone=[*unsent, *wanted])
-        directories = [place for place in sorted(self._directory.iterdir()) if place.is_dir()]
         mine = {link.directory for link in self._links if link.own and not link.closed.is_set()}
-        for directory in directories if wanted else ():
+        all_answered = True
+        for directory in self._places() if wanted else ():
             if directory not in mine:
-                infos += self._revisit(directory, wanted)
-        if not self._tidied:
-            self._tidied = True
-            self._tidy(directories)
-        return Answer(infos=infos, gone=[*unsent, *(key for key in wanted if key not in self._processes)])
+                try:
+                    infos += self._revisit(directory, wanted)
+                except DrmCommunicationError as error:
+                    all_answered = False
+                    if not self._closed:
+                        log.warning("process: %s: %s", directory.name, error)
+        missing = [key for key in wanted if key not in self._processes]
+        return Answer(infos=infos, gone=[*unsent, *missing] if all_answered else unsent)
+
+    def _places(self) -> list[Path]:
+        """The directories of all keepers that this session ever had, where it has a store."""
+        if self._directory is None or not self._keep:
+            return []
+        return [place for place in sorted(self._directory.iterdir()) if place.is_dir()]
 
     def _find_own(self, keys: Sequence[str]) -> tuple[list[JobInfo], list[str]]:
         """Of tasks of our own keepers: those that are there, and those that an interrupted message never named."""
@@ -475,19 +491,34 @@ class ProcessBackend(Backend):
                     unsent.append(key)
         return infos, unsent
 
-    def _tidy(self, directories: Iterable[Path]) -> None:
-        """Remove what keepers of the past left, all of whose tasks were reaped."""
+    def tidy(self, keys: Collection[str]) -> None:
+        """Remove what keepers of the past left, all of whose tasks were reaped.
+
+        What is younger than this program stays: a task in it may be one that was submitted after the keys were read.
+        """
         used = {process.paths.directory for process in self._processes.values()}
         used |= {link.directory for link in self._links}
-        for directory in directories:
-            journal = directory / "journal"
-            old = time.time() - (journal if journal.exists() else directory).stat().st_mtime > TIDY_AGE
-            if old and directory not in used and Link.attach(directory) is None:
-                shutil.rmtree(directory, ignore_errors=True)
+        for directory in self._places():
+            if directory not in used:
+                with contextlib.suppress(OSError, DrmCommunicationError):  # another program was faster, perhaps
+                    self._tidy(directory, set(keys))
 
-    def _revisit(self, directory: Path, wanted: Mapping[str, Known]) -> Iterable[JobInfo]:
+    def _tidy(self, directory: Path, keys: set[str]) -> None:
+        journal = directory / "journal"
+        last_news = (journal if journal.exists() else directory).stat().st_mtime
+        if last_news > self._opened - TIDY_AGE or any(key in keys for key in _keys_in(directory)):
+            return
+        link = Link.attach(directory)
+        if link is None:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            link.sock.close()
+
+    def _revisit(self, directory: Path, wanted: Mapping[str, Known]) -> list[JobInfo]:
         """One keeper's tasks: first connect, then read, so that nothing falls between journal and news."""
         with self._lock:
+            if self._closed:
+                raise DrmCommunicationError("the session is closed")
             link = next(
                 (link for link in self._links if link.directory == directory and not link.closed.is_set()),
                 None,
@@ -498,12 +529,16 @@ class ProcessBackend(Backend):
             link.missed = []  # news from now on, until the journal is read and its tasks are known
             try:
                 link.ask("attach")
+                return self._take_in(_Journal(directory, wanted), link)
             except DrmCommunicationError:
-                self._catch_up(link)
-                if not link.closed.is_set():
+                if link.goodbye or not link.closed.is_set():
                     raise  # no answer says nothing
-                link = None
-        journal = _Journal(directory, wanted)
+            finally:
+                self._catch_up(link)
+        return self._take_in(_Journal(directory, wanted), None)
+
+    def _take_in(self, journal: _Journal, link: Link | None) -> list[JobInfo]:
+        """Know the tasks of a journal from now on; what it says of them."""
         with self._lock:
             self._processes.update({process.id: process for process in journal.processes.values()})
             if link is not None:
@@ -516,8 +551,6 @@ class ProcessBackend(Backend):
         infos += [self._ended(journal.processes[n], row) for n, row in journal.ends.items()]
         if link is None:
             infos += [self._orphaned(process, journal.epitaph()) for process in journal.unended()]
-        else:
-            self._catch_up(link)
         return infos
 
     def _catch_up(self, link: Link) -> None:
@@ -527,7 +560,7 @@ class ProcessBackend(Backend):
                 news, link.missed = link.missed, [] if link.missed else None
             for message in news:
                 self._told(self._tasks[link], *message)
-        if link.closed.is_set():
+        if link.closed.is_set() and not link.goodbye:
             self._bereaved(link)
 
     # -- the end --
@@ -548,12 +581,13 @@ class ProcessBackend(Backend):
             shutil.rmtree(self._directory, ignore_errors=True)  # a keeper that was killed could not
         if self._watcher is not None and self._watcher is not threading.current_thread():
             self._watcher.join(PATIENCE)
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.fileobj, int):
-                os.close(key.fileobj)  # the pidfd of a process without a keeper
-        for end_of_bell in self._bell or ():
-            end_of_bell.close()
-        self._selector.close()
+        with self._finding:  # whoever is looking for something has seen the goodbye
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, int):
+                    os.close(key.fileobj)  # the pidfd of a process without a keeper
+            for end_of_bell in self._bell or ():
+                end_of_bell.close()
+            self._selector.close()
 
     def _see_out(self, link: Link) -> None:
         """Wait for the end of a keeper of our own; one that does not end is killed, and its tasks with it."""
@@ -584,9 +618,8 @@ class _Journal:
         self.ends: dict[int, list[Any]] = {}
         self._boot: str | None = None
         self._pid = 0
-        journal = directory / "journal"  # none where the program was killed before its keeper came up
-        for line in journal.read_bytes().split(b"\n")[:-1] if journal.exists() else ():
-            self._read(json.loads(line), wanted)
+        for message in _messages(directory / "journal"):
+            self._read(message, wanted)
 
     def _read(self, message: list[Any], wanted: Mapping[str, Known]) -> None:
         if message[0] == "keeper":
@@ -613,6 +646,32 @@ class _Journal:
         if self._boot != keeper.boot_id():
             return "this machine was restarted meanwhile"
         return f"its keeper (process {self._pid}) is gone; somebody may have killed it"
+
+
+def _messages(journal: Path) -> Iterator[list[Any]]:
+    """The lines of a journal; none where the program was killed before its keeper came up."""
+    try:
+        lines = journal.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return
+    for line in filter(None, lines):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            _complain_of(journal)
+
+
+@cache
+def _complain_of(journal: Path) -> None:
+    """Say once that a journal is damaged."""
+    log.warning("process: %s has damaged lines (a full disk? a power cut?), which are passed over", journal)
+
+
+def _keys_in(directory: Path) -> Iterator[str]:
+    """The keys of all tasks that a keeper took."""
+    for message in _messages(directory / "journal"):
+        if message[0] == "take":
+            yield from (key for _, key in message[1])
 
 
 def _paths(directory: Path, cwd: str, template: JobTemplate) -> _Paths:

@@ -5,7 +5,8 @@ socket closes without a goodbye it ends every process it ever started (it is the
 sessions of their own are found too), or, detached, stays until the last has ended and its end is in the journal.
 
 Both ways the socket carries one JSON list a line:
-    program:  ["env", {…}]  ["spawn", {order}, [[n, key, {environment}], …]]  ["control", request, action, [n, …]]
+    program:  ["env", {…}]  ["fds"] (with descriptors, for the order behind it)
+              ["spawn", {order}, [[n, key, {environment}], …]]  ["control", request, action, [n, …]]
               ["pin", request, n]  ["known", request, [n, …]]  ["attach", request]  ["bye", end]
     keeper:   ["hello", pid]  ["tell", [start, …], [end, …], [state, …]]  ["reply", request, value]
 A task is known by its number n, a kept output file by its number below the keeper's directory.
@@ -24,6 +25,7 @@ import selectors
 import signal
 import socket
 import sys
+import termios
 import time
 import traceback
 from collections import deque
@@ -131,6 +133,8 @@ class Connection:
         self.sock = sock
         self.inbox = bytearray()
         self.outbox = bytearray()
+        self.received = 0
+        self.arrived: deque[list[int]] = deque()
         self.fds: list[int] = []
 
     def receive(self) -> list[list[Any]] | None:
@@ -138,19 +142,15 @@ class Connection:
         messages: list[list[Any]] = []
         while True:
             try:
-                data, ancillary, _, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4))
+                data, ancillary, flags, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(16 * 4))
             except BlockingIOError:
                 return messages
             except OSError:
-                data, ancillary = b"", []
-            for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds = [int.from_bytes(payload[i : i + 4], sys.byteorder) for i in range(0, len(payload), 4)]
-                    for fd in fds:
-                        os.set_inheritable(fd, False)  # noqa: FBT003
-                    self.fds += fds
+                data, ancillary, flags = b"", [], 0
+            self._receive_descriptors(ancillary, none_left=bool(flags & socket.MSG_CTRUNC) and not ancillary)
             if not data:
                 return messages or None
+            self.received += len(data)
             self.inbox += data
             if b"\n" in data:
                 *lines, rest = self.inbox.split(b"\n")
@@ -158,6 +158,30 @@ class Connection:
                 messages += [message for line in lines if line and (message := decode(line)) is not None]
             if len(data) < 1 << 16:
                 return messages
+
+    def _receive_descriptors(self, ancillary: list[tuple[int, int, bytes]], *, none_left: bool) -> None:
+        if none_left:  # they came, but this process may not have one more
+            self.arrived.append([])
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = [int.from_bytes(payload[i : i + 4], sys.byteorder) for i in range(0, len(payload), 4)]
+                for fd in fds:
+                    os.set_inheritable(fd, False)  # noqa: FBT003
+                self.arrived.append(fds)
+
+    def unread(self) -> int:
+        """How many bytes have arrived that were not received yet."""
+        return int.from_bytes(fcntl.ioctl(self.sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def take(self) -> list[int]:
+        """The descriptors that came for this order; too few if this process could not have more."""
+        fds, self.fds = self.fds, []
+        return fds
+
+    def drop(self) -> None:
+        """Close the descriptors of an order that never came."""
+        for fd in self.take():
+            os.close(fd)
 
     def send(self) -> bool:
         """Send what fits; whether something is left."""
@@ -196,6 +220,7 @@ class Keeper:
         self.told_to_end = self.ending = False
         self.kill_at = 0.0
         self.journal = os.open(f"{directory}/journal", _APPEND | os.O_CLOEXEC, 0o600) if self.keep else -1
+        self.unwritten = bytearray()
         self.connections: list[Connection] = []
         self.owner: Connection | None = Connection(owner)
         self._watch(self.owner)
@@ -291,8 +316,8 @@ class Keeper:
         self.selector.unregister(self.program)  # before the close: the number may be used again at once
         os.close(self.program)
         if self.owner is not None:
-            while self._serve(self.owner):
-                pass
+            self._hear_out(self.owner)
+        if self.owner is not None:
             self._closed(self.owner)
 
     def _accept(self) -> None:
@@ -305,18 +330,25 @@ class Keeper:
             return
         self._watch(Connection(sock))
 
-    def _serve(self, connection: Connection) -> bool:
-        """Do what was asked; whether there was anything."""
+    def _serve(self, connection: Connection) -> None:
+        """Do what was asked."""
         messages = connection.receive()
         if messages is None:
             self._closed(connection)
-            return False
+            return
         for message in messages:
             try:
                 getattr(self, f"do_{message[0]}")(connection, *message[1:])
             except Exception:  # noqa: BLE001 - an odd message (another version's?) must not end everybody's tasks
-                traceback.print_exc()
-        return bool(messages)
+                complain(traceback.format_exc())
+
+    def _hear_out(self, connection: Connection) -> None:
+        """Do all that it has sent so far: as descriptors end every look at a socket, that takes several."""
+        end = connection.received + connection.unread()
+        before = -1
+        while before < connection.received < end:
+            before = connection.received
+            self._serve(connection)
 
     def _closed(self, connection: Connection) -> None:
         if connection not in self.connections:
@@ -324,6 +356,7 @@ class Keeper:
         self.connections.remove(connection)
         self.selector.unregister(connection.sock)
         connection.sock.close()
+        connection.drop()
         if connection is self.owner:
             self.owner = None
             if not self.detach:
@@ -351,14 +384,21 @@ class Keeper:
         """The environment that the next orders build on."""
         self.env = as_bytes(env)
 
+    def do_fds(self, connection: Connection) -> None:
+        """Descriptors for the next order; those of one before that was interrupted are of no use any more."""
+        connection.drop()
+        connection.fds = connection.arrived.popleft()
+
     def do_spawn(self, connection: Connection, spec: dict[str, Any], tasks: list[list[Any]]) -> None:
         """Queue tasks; they start in order, as fast as the system lets them."""
         count = spec.get("fds", 0)
-        fds, connection.fds = connection.fds[:count], connection.fds[count:]
-        order = Order(spec, self.env, fds, len(tasks))
+        order = Order(spec, self.env, connection.take() if count else [], len(tasks))
         self._note(["take", [task[:2] for task in tasks], order.cwd])
         for n, key, extra in tasks:
             task = self.tasks[n] = Task(n, key, extra, order)
+            if len(order.fds) < count:
+                self._finish_unstarted(task, "launch_failure", "its keeper has too many files open to take over more")
+                continue
             self.pending.append(task)
             if order.until:
                 heapq.heappush(self.clocks, (order.until, n, "deadline"))
@@ -400,14 +440,21 @@ class Keeper:
 
     def do_known(self, connection: Connection, request: int, numbers: list[int]) -> None:
         """Which of these it has; those that have ended were told of before."""
+        self._hear_owner_before(connection)
         self._tell(now=True)
         self._say(connection, ["reply", request, [n for n in numbers if n in self.tasks]])
 
     def do_attach(self, connection: Connection, request: int) -> None:
         """A program came back: everything that has not ended, and from now on all news."""
+        self._hear_owner_before(connection)
         self._tell(now=True)
         tasks = [[*self._start_row(task), task.suspended] for task in self.tasks.values()]
         self._say(connection, ["reply", request, tasks])
+
+    def _hear_owner_before(self, connection: Connection) -> None:
+        """What the owner has given to this keeper is known here, also if it is still on its way."""
+        if self.owner is not None and connection is not self.owner:
+            self._hear_out(self.owner)
 
     def do_bye(self, connection: Connection, end: bool) -> None:  # noqa: FBT001
         """The owner leaves on purpose."""
@@ -793,13 +840,20 @@ class Keeper:
         self.starts, self.ends, self.states = [], [], []
 
     def _note(self, message: list[Any]) -> None:
+        """Write down; what a full disk does not take now comes before the next message, so that lines stay whole."""
         if self.journal >= 0:
-            try:
-                os.write(self.journal, encode(message).encode() + b"\n")
-            except OSError as error:  # a full disk must not end the keeper
-                print(f"wfl keeper: cannot write its journal: {error}", file=sys.stderr)  # noqa: T201 - its log
+            self.unwritten += encode(message).encode() + b"\n"
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self.unwritten:
+                del self.unwritten[: os.write(self.journal, self.unwritten)]
+        except OSError as error:  # a full disk must not end the keeper
+            complain(f"wfl keeper: cannot write its journal: {error}")
 
     def _leave(self) -> None:
+        self._write()
         for connection in self.connections:
             connection.sock.settimeout(1)
             try:
@@ -855,6 +909,12 @@ def fork_exec(order: Order, env: dict[bytes, bytes], actions: list[tuple[Any, ..
         code, _, words = problem.partition(" ")
         raise ChildRefusedError(int(code), words or os.strerror(int(code)))
     return pid
+
+
+def complain(words: str) -> None:
+    """Write to the keeper's log, if its disk is not full."""
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr)  # noqa: T201 - its log
 
 
 def decode(line: bytearray) -> list[Any] | None:

@@ -82,14 +82,19 @@ class Link:
 
     @classmethod
     def attach(cls, directory: Path) -> Link | None:
-        """Connect to a keeper that lives on; None if it does not."""
-        sock = helper.raised(socket.socket(socket.AF_UNIX))
+        """Connect to a keeper that lives on; None if it does not. Raises DrmCommunicationError if nobody can say."""
         try:
-            with _short(directory) as place:
-                sock.connect(f"{place}/socket")
-        except OSError:
-            sock.close()
+            sock = helper.raised(socket.socket(socket.AF_UNIX))
+            try:
+                with _short(directory) as place:
+                    sock.connect(f"{place}/socket")
+            except BaseException:
+                sock.close()
+                raise
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             return None
+        except OSError as error:
+            raise DrmCommunicationError(f"cannot ask the keeper in {directory}: {error.strerror}") from error
         return cls(sock, directory)
 
     @property
@@ -114,11 +119,14 @@ class Link:
             self._send(["spawn", order, rows], fds)
 
     def _send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
-        """The line break before it ends what Ctrl-C may have interrupted; half a message is ignored."""
+        """The line break before it ends what Ctrl-C may have interrupted; half a message is ignored.
+
+        Descriptors go ahead with a message of their own, which is too short to be cut: they arrive with it or not.
+        """
         data = b"\n" + _encode(message) + b"\n"
         try:
             if fds:
-                data = data[socket.send_fds(self.sock, [data], fds) :]
+                socket.send_fds(self.sock, [b'\n["fds"]\n'], fds)
             self.sock.sendall(data)
         except OSError as error:
             raise DrmCommunicationError(self.obituary()) from error

@@ -6,6 +6,7 @@ import ast
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -70,13 +71,14 @@ class Line:
         self._numbers = itertools.count(1)
 
     def send(self, *messages: list[Any], fds: tuple[int, ...] = ()) -> None:
-        """Send messages in one piece."""
-        self.send_bytes(b"".join(json.dumps(message).encode() + b"\n" for message in messages), fds)
+        """Send messages in one piece, behind the descriptors for the first."""
+        if fds:
+            socket.send_fds(self.sock, [b'["fds"]\n'], fds)
+        self.send_bytes(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
-    def send_bytes(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+    def send_bytes(self, data: bytes) -> None:
         """Send anything."""
-        sent = socket.send_fds(self.sock, [data], fds) if fds else 0
-        self.sock.sendall(data[sent:])
+        self.sock.sendall(data)
 
     def read(self) -> list[Any] | None:
         """The next message; None at the end of the connection."""
@@ -134,10 +136,10 @@ class Line:
         full = {"path": argv[0] if "/" in argv[0] else f"/bin/{argv[0]}", "argv": argv, "cwd": "/", **spec}
         return ["spawn", full, [[n, f"key-{n}", {}] for n in numbers]], numbers
 
-    def spawn(self, *argv: str, fds: tuple[int, ...] = (), **spec: Any) -> int:
-        """Give it one task; its number."""
-        message, (n,) = self.order(*argv, **spec)
-        self.send(message, fds=fds)
+    def spawn(self, *argv: str, passed: tuple[int, ...] = (), **spec: Any) -> int:
+        """Give it one task, and descriptors for it; its number."""
+        message, (n,) = self.order(*argv, fds=len(passed), **spec)
+        self.send(message, fds=passed)
         return n
 
     def shell(self, source: str, *arguments: object, **spec: Any) -> int:
@@ -464,6 +466,37 @@ def test_descriptors_that_were_handed_over_are_the_task_s(own: Own) -> None:
             assert file.read() == f"pipe {number}\n" * 2  # up to the end: nobody has it open any more
 
 
+def test_descriptors_of_an_order_that_never_came_are_closed(own: Own) -> None:
+    """A program interrupted while it sent an order: the next orders have their own descriptors, or none."""
+    (stale_end, stale), (reader, writer) = os.pipe(), os.pipe()
+    message, _ = own.order("echo", "stale", out=0, fds=1)
+    socket.send_fds(own.sock, [b'\n["fds"]\n'], [stale])
+    own.send_bytes(json.dumps(message).encode()[:40] + b"\n")
+    assert own.output(own.spawn("echo", "kept")) == "kept\n"
+    own.spawn("echo", "mine", passed=(writer,), out=0)
+    os.close(stale)
+    os.close(writer)
+    for end, text in ((stale_end, ""), (reader, "mine\n")):
+        with open(end) as file:
+            assert file.read() == text
+
+
+def test_descriptors_that_it_cannot_take_are_a_failed_launch(own: Own) -> None:
+    """A keeper that may not open more files says so, and goes on."""
+    n = own.spawn("sleep", "600")
+    own.started(n)
+    soft, hard = resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    message, (refused,) = own.order("cat", **{"in": 0}, out=1, fds=2)
+    own.send(message, fds=(0, 1))
+    end = own.ended(refused)
+    assert (end.code, end.why) == (None, "launch_failure")
+    assert "too many files open" in (end.words or "")
+    resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert own.ask("known", [n]) == [n]
+    assert own.output(own.shell("echo again")) == "again\n"
+
+
 @pytest.mark.parametrize("limited", [False, True])
 def test_what_cannot_be_started_is_an_end_with_words(own: Own, limited: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """It names what is missing, by its path, and costs nobody else anything; with limits it is forked by hand."""
@@ -783,6 +816,25 @@ def test_what_is_told_is_written_down_before(make: Callable[..., Own]) -> None:
     assert "socket" not in os.listdir(own.directory)
 
 
+def test_what_a_full_disk_did_not_take_is_written_down_later(make: Callable[..., Own]) -> None:
+    """A write that was cut off is ended before the next begins: lines stay whole, and none is missing."""
+    own = make(keep=True)
+    first = own.spawn("true")
+    own.ended(first)
+    size = (own.directory / "journal").stat().st_size
+    hard = resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE, (size + 10, hard))
+    second = own.spawn("true")
+    assert own.ended(second).code == 0
+    assert (own.directory / "journal").stat().st_size == size + 10
+    resource.prlimit(own.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    third = own.spawn("true")
+    own.ended(third)
+    assert [m for m in own.journal() if m[0] == "tell"] == [m for m in own.messages if m[0] == "tell"]
+    assert [row[0][0] for kind, row, *_ in own.journal() if kind == "take"] == [first, second, third]
+    assert "cannot write its journal" in own.log()
+
+
 def test_a_start_on_record_has_the_process_s_start_time(make: Callable[..., Own]) -> None:
     """With it and the pid a process is known as the same after years; without a store nobody asks for it."""
     for keep in (True, False):
@@ -809,6 +861,21 @@ def test_another_program_is_told_of_everything(make: Callable[..., Own]) -> None
     assert other.ask("control", "terminate", [n]) == {}
     assert other.ended(n) == own.ended(n)
     assert other.ended(n).why == "cancelled"
+
+
+def test_another_program_is_told_of_what_is_on_its_way(make: Callable[..., Own]) -> None:
+    """Whatever the owner had sent before, also orders with descriptors, each of which ends a look at its socket."""
+    own = make(keep=True)
+    own.ended(own.spawn("true"))
+    own.process.send_signal(signal.SIGSTOP)
+    stopped(own.process.pid)
+    with open(os.devnull, "rb") as null:
+        numbers = [own.spawn("sleep", "600", passed=(null.fileno(),), **{"in": 0}) for _ in range(30)]
+    other = own.second()
+    other.send(["attach", 1], ["known", 2, numbers])
+    own.process.send_signal(signal.SIGCONT)
+    assert [row[0] for row in other.answer(1)] == numbers
+    assert other.answer(2) == numbers
 
 
 def test_another_program_cannot_dismiss_it(make: Callable[..., Own]) -> None:

@@ -418,6 +418,23 @@ def test_where_no_keeper_lives_there_is_none(directory: Path, listen: Callable[[
     assert Link.attach(directory / "dead") is None
 
 
+def test_a_keeper_that_cannot_be_reached_is_not_taken_for_dead(
+    directory: Path, listen: Callable[[Link], Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no descriptor left nobody can say whether it lives: that is an error, not an answer."""
+    listen(Link.start(directory, detach=False, keep=True))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = descriptors()
+    with monkeypatch.context() as change:
+        change.setattr(link, "_short", refuse)
+        with pytest.raises(DrmCommunicationError, match="Too many open files"):
+            Link.attach(directory)
+    assert descriptors() == before
+
+
 # --- goodbyes ---------------------------------------------------------------------------------------------
 
 
