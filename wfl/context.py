@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from wfl.backend import Backend
     from wfl.threads import Clock
 
-BUILT_IN = {"fake": "wfl.testing:FakeContext", "process": "wfl.contexts.process:ProcessContext"}
+BUILT_IN = {
+    "docker": "wfl.contexts.docker:DockerContext",
+    "fake": "wfl.testing:FakeContext",
+    "podman": "wfl.contexts.podman:PodmanContext",
+    "process": "wfl.contexts.process:ProcessContext",
+}
 """Contexts that come with wfl; others are found by entry points of the group `wfl.contexts`."""
 
 VARIABLE = "WFL_CONTEXT"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfl import errors
-from wfl.context import VARIABLE, Context
+from wfl.context import BUILT_IN, VARIABLE, Context
 from wfl.contexts.process import ProcessContext
 from wfl.drmaa2 import JobTemplate
 from wfl.testing import FakeContext
@@ -117,12 +118,19 @@ def test_task_numbers_run_on() -> None:
         ]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("process", ProcessContext), ("fake", FakeContext)])
-def test_built_in_names(name: str, kind: type[Context]) -> None:
-    """The contexts of wfl are found by the name that they bear."""
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contexts of wfl are found by the name that they bear, with no look at what is installed (that is slow)."""
+    monkeypatch.delattr(importlib.metadata, "entry_points")
     context = Context.named(name, session_name="mine")
-    assert type(context) is kind
-    assert (kind.name, context.session_name) == (name, "mine")
+    assert type(context).__name__ == f"{name.capitalize()}Context"
+    assert (context.name, context.session_name) == (name, "mine")
+
+
+def test_built_in_contexts_are_announced() -> None:
+    """Who looks through the entry points finds the same contexts as wfl itself; the fake one is for tests alone."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["wfl.contexts"] == {n: place for n, place in BUILT_IN.items() if n != "fake"}
 
 
 def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+# Sourced by the scripts that start and stop a daemon of containers; `name` is the system's.
+address=$(./address.sh "$name")
+socket=${address#unix://}
+base=${socket%/*}
+pid_file=$base/pid
+
+need() { # need COMMAND=PACKAGE... : installs the packages whose commands are not here
+    local pair lacks=()
+    for pair in "$@"; do
+        command -v "${pair%=*}" >/dev/null || lacks+=("${pair#*=}")
+    done
+    [ "${#lacks[@]}" = 0 ] || ../../tools/apt.sh "${lacks[@]}"
+}
+
+may() { # fails, with the reason, where daemons of containers cannot be started
+    if [ "$(id -u)" != 0 ]; then
+        echo "$name is started as root here, and this is $(id -un)"
+        return 1
+    fi
+    if [ "${#socket}" -gt 60 ]; then # a path to a socket has 107 bytes at most, and the daemons make some below it
+        echo "$socket is too long for a socket: set TMPDIR to a shorter path"
+        return 1
+    fi
+    mkdir -p "$base"
+}
+
+runs() { # whether the daemon whose number is in the file is alive
+    [ -s "$pid_file" ] && [ "$(readlink "/proc/$(cat "$pid_file")/exe")" = "$(readlink -f "$(command -v "$1")")" ]
+}
+
+ask() { # ask PATH [OPTION...] : one request to the daemon
+    curl --silent --show-error --fail --max-time 60 --unix-socket "$socket" "${@:2}" "http://localhost$1"
+}
+
+wait_until_up() { # wait_until_up COMMAND : until it answers; the end of its log if it does not
+    local _
+    for _ in $(seq 600); do
+        ask /_ping >"$base/ping" 2>&1 && return
+        runs "$1" || break
+        sleep 0.1
+    done
+    echo "$name does not answer: $(tail -n 1 "$base/log")"
+    return 1
+}
+
+image() { # image NAME TAG COMMAND : makes the image with images/NAME.sh unless it is there
+    local made
+    ask "/images/$1:$2/json" >"$base/found" 2>&1 && return
+    made=$(mktemp "$base/image-XXXXXX")
+    "images/$1.sh" >"$made"
+    ask "/v1.40/images/create?fromSrc=-&repo=$1&tag=$2&changes=CMD+%5B%22$3%22%5D" \
+        --request POST --header 'Content-Type: application/x-tar' --data-binary "@$made" >"$base/found"
+    rm -f "$made"
+    ask "/images/$1:$2/json" >"$base/found"
+}
+
+stop() { # stop PID : asks it to end, and ends it if it has not within a minute
+    local _
+    kill "$1" 2>/dev/null || return 0
+    for _ in $(seq 600); do
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -KILL "$1" 2>/dev/null || true
+}
+
+unmount_all() { # what is still mounted below the directory, innermost first
+    awk -v base="$base/" 'index($2, base) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r -n 1 umount
+}
+
+remove_bridge() { # remove_bridge DEVICE : if this start made it
+    [ -e "$base/made-$1" ] || return 0
+    ip link delete "$1" 2>/dev/null || true
+    rm -f "$base/made-$1"
+}
