@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context
 from wfl.contexts.containers.dialect import Dialect
-from wfl.contexts.containers.settings import check_settings, client_of
-from wfl.errors import InvalidArgumentError, SessionManagementError
+from wfl.contexts.containers.settings import auth_of, check_session, check_settings, client_of
+from wfl.errors import SessionManagementError
+from wfl.threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from wfl.backend import Backend
+    from wfl.backend import Backend, Monitor
 
 
 class DockerContext(Context):
@@ -21,11 +23,17 @@ class DockerContext(Context):
     Besides the settings of every Context:
     image: the image of jobs that name none (job_category).
     base_url: where the daemon listens, such as "unix:///var/run/docker.sock", "tcp://host:2376" or "ssh://user@host";
-    None: as the docker command finds it (DOCKER_HOST with its TLS variables, DOCKER_CONTEXT, the context in use).
-    tls: client_cert (certificate, key), ca_cert and verify, for a base_url given here.
+    None: as the docker command finds it (DOCKER_HOST with its TLS variables, DOCKER_CONTEXT, the context in use, each
+    in DOCKER_CONFIG's directory if that is set). ssh:// runs the ssh command, which asks nothing: keys, an agent, jumps
+    and the host's key are the business of ~/.ssh; there must be a docker command on the other host.
+    tls: client_cert (certificate, key), ca_cert and verify, for a tcp:// given here. verify=False trusts anybody.
     timeout: seconds that the daemon may take to answer one request.
-    pull: "missing" (default), "always" or "never": when images are fetched.
-    auth: {"username": …, "password": …} for the registry; None: as the docker command is configured.
+    pull: when images are fetched: "missing" (default), "always" (once in each session) or "never".
+    auth: {"username": …, "password": …} or {"identitytoken": …} for the registry "serveraddress" (host or host:port),
+    which is that of `image` if it is left out; other registries do not see it. None, and for all other registries: as
+    the docker command is configured (`docker login`, credential helpers).
+
+    What cannot be reached is said when the context is first used, as a DrmCommunicationError in one line.
     """
 
     name = "docker"
@@ -43,18 +51,13 @@ class DockerContext(Context):
     ) -> None:
         super().__init__(**settings)
         check_settings(image=image, base_url=base_url, tls=tls, timeout=timeout, pull=pull, auth=auth)
-        if tls is not None and base_url is None:
-            raise InvalidArgumentError("tls is for a base_url given here; else set DOCKER_CERT_PATH")
         self.image, self.base_url, self.tls, self.timeout = image, base_url, tls, float(timeout)
-        self.pull, self.auth = pull, auth
+        self.pull, self.auth = pull, auth_of(auth, image)
 
     def backend(self) -> Backend:
         """A new backend; it contacts the daemon when it is opened."""
-        try:
+        with _docker_py(self.name):
             from wfl.contexts.containers.backend import ContainerBackend
-        except ImportError as error:
-            msg = f"jobs in containers need docker-py: pip install 'wfl-sdk[{self.name}]' ({error})"
-            raise SessionManagementError(msg) from error
         return ContainerBackend(
             self.name,
             self.client_settings(),
@@ -65,24 +68,45 @@ class DockerContext(Context):
             dialect=self.dialect(),
         )
 
+    def monitor(self) -> Monitor:
+        """The daemon as a machine, all running containers, and its images as job categories."""
+        with _docker_py(self.name):
+            from wfl.contexts.containers.monitor import ContainerMonitor
+        return ContainerMonitor(self.client_settings(), self.dialect())
+
     def dialect(self) -> Dialect:
         """Where this daemon differs from others that speak Docker's API."""
         return Dialect()
 
     def client_settings(self) -> dict[str, Any]:
         """Where the daemon is, and how it is spoken to."""
-        return client_of(self.base_url, self.tls, self.timeout, self.auth)
+        found = client_of(self.base_url, self.tls, self.timeout, self.auth)
+        return {**found, "cure": self.dialect().cure, "remote": self.name}
+
+
+@contextmanager
+def _docker_py(extra: str) -> Iterator[None]:
+    """What is imported here needs docker-py."""
+    try:
+        yield
+    except ImportError as error:
+        msg = f"jobs in containers need docker-py: pip install 'wfl-sdk[{extra}]' ({error})"
+        raise SessionManagementError(msg) from error
 
 
 def clean(session_name: str, context: DockerContext | None = None) -> int:
-    """Remove all containers that programs have left behind in a session, running ones too; how many there were."""
-    from wfl.contexts.containers.client import Client
+    """Remove all containers that programs have left behind in a session; how many there were.
 
-    client = Client((context or DockerContext()).client_settings())
+    Those that run go too, and so do those of a program that is still at work in this session.
+    """
+    check_session(session_name)
+    chosen = context or DockerContext()
+    with _docker_py(chosen.name):
+        from wfl.contexts.containers.client import REQUESTS, Client
+    client = Client(chosen.client_settings())
     try:
-        found = client.list({"wfl.session": session_name})
-        for container in found:
-            client.remove(container["Id"])
+        found = [container["Id"] for container in client.list({"wfl.session": session_name})]
+        in_threads(client.remove, found, REQUESTS, f"wfl-{chosen.name}-clean")
     finally:
         client.close()
     return len(found)

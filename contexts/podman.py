@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 from typing import Any
 
+from wfl.contexts import docker
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.docker import DockerContext
 
@@ -18,7 +20,8 @@ class PodmanContext(DockerContext):
     """Run each job in a container of its own with Podman (extra: `wfl-sdk[podman]`); it needs its service to run.
 
     The settings are those of DockerContext, but for base_url: None is CONTAINER_HOST, else this user's own (rootless)
-    service, `systemctl --user start podman.socket`, else that of root.
+    service, `systemctl --user start podman.socket`, else that of root. "ssh://user@host/run/podman/podman.sock" runs
+    the podman command on the other host; without a path, for the service that it finds there itself.
     """
 
     name = "podman"
@@ -33,6 +36,8 @@ class PodmanContext(DockerContext):
             log={"Type": "k8s-file", "Config": {}},
             refused=_REFUSED,
             ulimits=_ulimits() if here else {},
+            guesses_memory=True,
+            loses_breaks=False,
             cure="Start its service: systemctl --user start podman.socket, or podman system service -t 0; "
             "set CONTAINER_HOST or base_url to where it listens.",
         )
@@ -51,4 +56,12 @@ def _ulimits() -> dict[str, int]:
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "nproc": resource.getrlimit(resource.RLIMIT_NPROC)[1],
     }
+    if limits["nproc"] != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError), open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+            limits["nproc"] = min(limits["nproc"], int(file.read()))  # Podman lowers its own to this
     return {name: min(_HIGHEST, hard) for name, hard in limits.items() if hard != resource.RLIM_INFINITY}
+
+
+def clean(session_name: str, context: DockerContext | None = None) -> int:
+    """Remove all containers that programs have left behind in a session; see wfl.contexts.docker.clean."""
+    return docker.clean(session_name, context or PodmanContext())

@@ -13,7 +13,7 @@ import os as _os
 from wfl.branch import Branches
 from wfl.completed import as_completed
 from wfl.context import Context
-from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, MachineInfo, QueueInfo
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -33,6 +33,7 @@ from wfl.errors import (
 )
 from wfl.job import Job
 from wfl.matrix import Replacement
+from wfl.monitoring import MonitoringSession
 from wfl.notifier import Notifier
 from wfl.observer import Observer
 from wfl.retry import Backoff
@@ -60,9 +61,12 @@ __all__ = [
     "JobSession",
     "JobState",
     "JobTemplate",
+    "MachineInfo",
+    "MonitoringSession",
     "Notifier",
     "Observer",
     "OutOfResourceError",
+    "QueueInfo",
     "Replacement",
     "SessionManagementError",
     "Task",

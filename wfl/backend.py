@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from msgspec import structs
 
-from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState, fact
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, MachineInfo, QueueInfo, SubState, fact
 from wfl.errors import (
     InvalidArgumentError,
     UnsupportedAttributeError,
@@ -59,12 +59,17 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
-    """What the session remembers of a job that it wants found again: `id` is None where no answer ever came."""
+    """What is remembered of a job that is to be found again: `id` is None where no answer ever came.
+
+    By the session (key to info), or by the system itself, which also tells its job's id and its index in an array.
+    """
 
     key: str
     id: str | None
     template: JobTemplate
     info: JobInfo | None = None
+    job_id: str | None = None
+    index: int | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -174,9 +179,9 @@ class Backend(ABC):
     def reap(self, ids: Sequence[str]) -> None:
         """Remove what the system keeps of these ended jobs: output, records, containers."""
 
-    @abstractmethod
-    def ids(self) -> Sequence[str]:
-        """The ids of all jobs of this session that the system knows now."""
+    def remembered(self) -> Sequence[Known]:
+        """The jobs of this session that the system itself can tell again without a store: none on most."""
+        return ()
 
     def tidy(self, keys: Collection[str]) -> None:  # noqa: B027 - most leave nothing
         """Remove what earlier programs of this session left that belongs to none of these keys any more."""
@@ -187,6 +192,39 @@ class Backend(ABC):
 
     def abandon(self) -> None:  # noqa: B027 - most hold nothing that a fork shares
         """The program was forked: drop inherited handles without a word to the system (called in the child)."""
+
+
+class Monitor(ABC):
+    """One execution system as a whole, for a MonitoringSession to look at; nothing is changed by it.
+
+    Made by `Context.monitor`, which contacts the system. All methods may be called from any thread; each asks anew. One
+    that cannot reach the system raises DrmCommunicationError; one that the system has no answer to raises
+    UnsupportedOperationError with the reason.
+    """
+
+    @abstractmethod
+    def jobs(self, session_name: str | None) -> Sequence[JobInfo]:
+        """The jobs that have not ended, those of others too as far as this user may see them; with a name only those
+        of this session.
+
+        The id is the one that the session's own JobInfo has; extensions["session"] is the session's name where the
+        system keeps it.
+        """
+
+    @abstractmethod
+    def machines(self) -> Sequence[MachineInfo]:
+        """The machines on which jobs are run."""
+
+    def queues(self) -> Sequence[QueueInfo]:
+        """The queues that a template's `queue_name` may name; none where there are none."""
+        return ()
+
+    def categories(self) -> Sequence[str]:
+        """What a template's `job_category` may name, as far as the system lists it; none where there is nothing."""
+        return ()
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go."""
 
 
 def ended(

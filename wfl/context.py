@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wfl.drmaa2 import JobTemplate
-from wfl.errors import InvalidArgumentError, SessionManagementError, nearest
+from wfl.errors import InvalidArgumentError, SessionManagementError, UnsupportedOperationError, nearest
 from wfl.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wfl.backend import Backend
+    from wfl.backend import Backend, Monitor
     from wfl.threads import Clock
 
 BUILT_IN = {
@@ -71,6 +71,10 @@ class Context(ABC):
     @abstractmethod
     def backend(self) -> Backend:
         """A new backend for one session, not yet opened."""
+
+    def monitor(self) -> Monitor:
+        """A new look at the whole system, for one MonitoringSession: contacts it, and raises what it says."""
+        raise UnsupportedOperationError(f"context {self.name!r} shows nothing of its system but its own jobs")
 
     def clock(self) -> Clock:
         """What a session goes by in time; wfl.testing puts one of its own here."""

@@ -1,4 +1,5 @@
-"""The vocabulary of DRMAA2 (GFD.231) in Python's spelling: JobTemplate, JobInfo, JobState, Capability.
+"""The vocabulary of DRMAA2 (GFD.231) in Python's spelling: JobTemplate, JobInfo, JobState, Capability, and what a
+monitoring session tells: MachineInfo, QueueInfo.
 
 Values only: frozen, compared and hashed by content, without behaviour. They know no session and no system.
 """
@@ -283,6 +284,14 @@ def _span(name: str, value: Any) -> timedelta:
     return value if type(value) is timedelta else timedelta(seconds=seconds(value, name))
 
 
+def _load(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(name, value, "a number")
+    if not value >= 0:
+        raise InvalidArgumentError(f"{name} is {value}, expected 0 or more")
+    return float(value)
+
+
 def _limits(name: str, value: Any) -> FrozenDict[str, float]:
     if not isinstance(value, Mapping):
         raise _wrong(name, value, "a mapping of limit names to numbers")
@@ -378,6 +387,23 @@ _INFO: dict[str, _Check] = {
     "extensions": _pairs,
 }
 
+_MACHINE: dict[str, _Check] = {
+    "name": _text,
+    "available": _flag,
+    "cores": _positive,
+    "sockets": _positive,
+    "cores_per_socket": _positive,
+    "threads_per_core": _positive,
+    "load": _load,
+    "phys_memory": _natural,
+    "virt_memory": _natural,
+    "machine_os": _text,
+    "machine_os_version": _text,
+    "machine_arch": _text,
+}
+
+_QUEUE: dict[str, _Check] = {"name": _text}
+
 TEXT_FIELDS: tuple[str, ...] = tuple(
     name for name, check in _TEMPLATE.items() if check in {_text, _path, _texts, _pairs, _environment, _staging}
 )
@@ -428,7 +454,7 @@ _OTHER_NAMES = {
 """What other tools call these fields."""
 
 
-# --- the two values ---------------------------------------------------------------------------------------
+# --- the values -------------------------------------------------------------------------------------------
 
 
 class _Checked(msgspec.StructMeta):
@@ -461,7 +487,7 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> TypeError:
 
 
 class _Value(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, rename="camel"):
-    """What JobTemplate and JobInfo share: checks, replace, JSON."""
+    """What all values share: checks, replace, JSON."""
 
     _checks: ClassVar[dict[str, _Check]] = {}
     _json_aliases: ClassVar[dict[str, str]] = {}
@@ -716,6 +742,77 @@ def fact(**fields: Any) -> JobInfo:
     """Make a JobInfo of values that are as it keeps them (tuples, UTC datetimes, FrozenDict): not checked, so fast."""
     info: JobInfo = _make(JobInfo, **fields)
     return info
+
+
+def agrees(info: JobInfo, like: JobInfo) -> bool:
+    """DRMAA2's filter: equal where `like` says something, machines contained, times and durations not less."""
+    for name in like.__struct_fields__:
+        wanted, value = getattr(like, name), getattr(info, name)
+        if wanted is None or wanted in ("", (), {}, JobState.UNDETERMINED):
+            continue
+        if name.endswith("_time"):
+            if value is None or value < wanted:
+                return False
+        elif name == "allocated_machines":
+            if not set(wanted) <= set(value):
+                return False
+        elif value != wanted:
+            return False
+    return True
+
+
+class _Shown(_Value, frozen=True, kw_only=True, rename="camel", omit_defaults=True, repr_omit_defaults=True, gc=False):
+    """What a system shows of itself."""
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return self._replaced(changes)
+
+    def to_json(self) -> str:
+        """Return what is known as a JSON object with DRMAA2's camelCase names."""
+        return _encoded(self)
+
+
+class MachineInfo(
+    _Shown, frozen=True, kw_only=True, rename="camel", omit_defaults=True, repr_omit_defaults=True, gc=False
+):
+    """A machine that jobs may run on. None is *not known*: most systems tell only some of this.
+
+    `available`: jobs can be run there now. `cores`: its processors as the operating system counts them, hardware
+    threads included (DRMAA2 has no name for it, and systems tell it more often than sockets and their cores).
+    `load`: the average of the last minute, as `uptime` tells it. `phys_memory`, `virt_memory` (with swap): KiB.
+    `machine_os`, `machine_arch`: DRMAA2's names, such as "LINUX" and "X64", else the system's own; where the system is
+    Linux, `machine_os_version` is the kernel's.
+    """
+
+    _checks: ClassVar[dict[str, _Check]] = _MACHINE
+    _json_aliases: ClassVar[dict[str, str]] = {
+        "machineOS": "machine_os",
+        "machineOSVersion": "machine_os_version",
+    }
+
+    name: str
+    available: bool | None = None
+    cores: int | None = None
+    sockets: int | None = None
+    cores_per_socket: int | None = None
+    threads_per_core: int | None = None
+    load: float | None = None
+    phys_memory: int | None = None
+    virt_memory: int | None = None
+    machine_os: str | None = None
+    machine_os_version: str | None = None
+    machine_arch: str | None = None
+
+
+class QueueInfo(
+    _Shown, frozen=True, kw_only=True, rename="camel", omit_defaults=True, repr_omit_defaults=True, gc=False
+):
+    """A queue that jobs can be given to, by the name that `queue_name` takes."""
+
+    _checks: ClassVar[dict[str, _Check]] = _QUEUE
+
+    name: str
 
 
 # --- texts of a template ----------------------------------------------------------------------------------

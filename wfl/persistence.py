@@ -22,6 +22,7 @@ from wfl.task import Task, TaskArray
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from wfl.backend import Known
     from wfl.session import JobSession
     from wfl.store import Row
 
@@ -32,6 +33,60 @@ LOOK = 0.5
 AGAIN = 1.0
 """Seconds after which a write that failed is tried again."""
 _NEVER = DrmCommunicationError("the program was killed before it could be started; it never ran")
+
+
+def recall(session: JobSession, found: Sequence[Known]) -> None:
+    """Without a store: enter jobs of other programs that the system itself remembers, and follow them."""
+    with session._lock:
+        new: dict[Record, int | None] = {}
+        for known in found:
+            if known.id not in session._records:
+                record = Record(session, known.key, known.template, job_id=known.job_id, index=known.index)
+                record.id, record.info = known.id or known.key, known.info
+                record.phase, record.own, record.state = ACCEPTED, False, JobState.UNDETERMINED
+                new[record] = None
+        session._records.update((record.id, record) for record in new)
+        session._unended += len(new)
+        _restore_arrays(session, new)
+    session._find(list(new), _NEVER)
+
+
+def _restore_arrays(session: JobSession, limits: Mapping[Record, int | None]) -> None:
+    """New elements are an array again; new attempts of known ones join theirs (with the session's lock held).
+
+    `limits` are the records with the max_parallel of their arrays.
+    """
+    elements: dict[str, list[Record]] = {}
+    for record in limits:
+        if record.index is not None:
+            elements.setdefault(record.job_id, []).append(record)
+    for job_id, records in elements.items():
+        known = session._arrays.get(job_id)
+        tasks = {task.index: task for task in known.tasks} if known else {}
+        for record in records:
+            if (task := tasks.get(record.index)) is not None:
+                task._show(record)
+            else:
+                tasks[record.index] = Task(record)
+        if known is None:
+            limit = next((limits[record] for record in records if limits[record]), None)
+            known = session._arrays[job_id] = TaskArray(
+                session,
+                job_id,
+                records[0].template,
+                [task for _, task in sorted(tasks.items())],
+                source=records[0].source,
+                max_parallel=limit,
+            )
+            records[0].gate = _restored_gate(session, records, limit)
+        for record in records:
+            record.gate = known.tasks[0]._record.gate or records[0].gate
+
+
+def _restored_gate(session: JobSession, records: Iterable[Record], limit: int | None) -> Gate | None:
+    """That of an array of an earlier program, unless the system itself sees to its limit."""
+    native = session._has(Capability.NATIVE_ARRAYS) and session._has(Capability.MAX_PARALLEL)
+    return Gate(limit) if limit and not (native and all(r.phase != HERE for r in records)) else None
 
 
 class Persistence:
@@ -118,7 +173,7 @@ class Persistence:
                 new = {self._restore(row): row for row in rows if row.key not in keys}
                 session._records.update((record.id, record) for record in new)
                 session._unended += sum(record.phase != ENDED for record in new)
-                self._restore_arrays(new)
+                _restore_arrays(session, {record: row.max_parallel for record, row in new.items()})
             self._take_over(new, refusable=opening)
             for record, row in new.items():
                 self._limit_again(record, row)
@@ -190,39 +245,6 @@ class Persistence:
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
                 record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
         return record
-
-    def _restore_arrays(self, rows: Mapping[Record, Row]) -> None:
-        """New elements are an array again; new attempts of known ones join theirs (with the lock held)."""
-        elements: dict[str, list[Record]] = {}
-        for record in rows:
-            if record.index is not None:
-                elements.setdefault(record.job_id, []).append(record)
-        for job_id, records in elements.items():
-            known = self._session._arrays.get(job_id)
-            tasks = {task.index: task for task in known.tasks} if known else {}
-            for record in records:
-                if (task := tasks.get(record.index)) is not None:
-                    task._show(record)
-                else:
-                    tasks[record.index] = Task(record)
-            if known is None:
-                limit = next((rows[record].max_parallel for record in records if rows[record].max_parallel), None)
-                known = self._session._arrays[job_id] = TaskArray(
-                    self._session,
-                    job_id,
-                    records[0].template,
-                    [task for _, task in sorted(tasks.items())],
-                    source=records[0].source,
-                    max_parallel=limit,
-                )
-                records[0].gate = self._restored_gate(records, limit)
-            for record in records:
-                record.gate = known.tasks[0]._record.gate or records[0].gate
-
-    def _restored_gate(self, records: Iterable[Record], limit: int | None) -> Gate | None:
-        """That of an array of an earlier program, unless the system itself sees to its limit."""
-        native = self._session._has(Capability.NATIVE_ARRAYS) and self._session._has(Capability.MAX_PARALLEL)
-        return Gate(limit) if limit and not (native and all(r.phase != HERE for r in records)) else None
 
     def _inherit(self, record: Record, row: Row) -> bool:
         """Go on with what waited in a dead program's queue; whether it may start now."""

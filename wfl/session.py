@@ -21,7 +21,7 @@ from msgspec import structs
 from wfl.asker import Asker
 from wfl.backend import Action, Known, Submission, ended
 from wfl.context import check_max_parallel
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState, fact
+from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState, agrees, fact
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -163,7 +163,7 @@ class JobSession:
             for record in sorted(self._records.values(), key=lambda record: record.attempt):
                 attempts.setdefault(record.first, []).append(record)
         tasks = [Task.of_attempts(records) for records in attempts.values()]
-        return [task for task in tasks if like is None or _agrees(task.info(), like)]
+        return [task for task in tasks if like is None or agrees(task.info(), like)]
 
     def get_job_array(self, id: str) -> TaskArray:
         """The array of this id. Raises InvalidArgumentError if there is none."""
@@ -519,12 +519,11 @@ class JobSession:
             return self._collect_later(record, info)
         if not state.ended and (record.final is not None or _is_late(record, info)):
             return False
-        if (
-            record.why is not None
-            and state is JobState.FAILED
-            and info.sub_state in ("signaled", "cancelled", "exited")
-        ):
-            info = info.replace(sub_state=record.why[0], annotation=info.annotation or record.why[1])
+        if record.why is not None and info.sub_state in ("signaled", "cancelled", "exited"):
+            sub_state, words = record.why
+            if state is JobState.FAILED or (sub_state == "timeout" and _is_too_late(record, info)):
+                state = JobState.FAILED
+                info = info.replace(state=state, sub_state=sub_state, annotation=info.annotation or words)
         merged = info if record.info is None else _merged(record.info, info)
         if merged == record.info and state is record.state and not state.ended:
             return False
@@ -1049,11 +1048,15 @@ class JobSession:
             raise InvalidStateError(f"{len(living)} of {len(records)} tasks have not ended: {', '.join(living[:3])}")
 
     def refresh(self) -> None:
-        """Take in what other programs have put into the store since."""
+        """Take in what other programs have put into the store since; without one, what the system itself tells."""
         self._check_open()
         if self._kept is not None:
             self._kept.flush()
             self._kept.come_back()
+        elif found := self.request(self.backend.remembered):
+            from wfl.persistence import recall
+
+            recall(self, [known for known in found if not known.key.startswith(self._key)])
 
     def _note(self, records: Sequence[Record]) -> None:
         """These changed: write that down soon."""
@@ -1153,27 +1156,18 @@ def _is_late(record: Record, info: JobInfo) -> bool:
     return False
 
 
+def _is_too_late(record: Record, info: JobInfo) -> bool:
+    """Whether a job that ended well did so after its time was up, by the system's own clock."""
+    limits, deadline = record.template.resource_limits, record.template.deadline_time
+    limit, took = limits.get(WALLCLOCK_TIME) if limits else None, info.wallclock_time
+    over = limit is not None and took is not None and took.total_seconds() >= limit
+    return over or (deadline is not None and info.finish_time is not None and info.finish_time >= deadline)
+
+
 def _merged(old: JobInfo, new: JobInfo) -> JobInfo:
     """What was known, with what is known now."""
     values = zip(old.__struct_fields__, structs.astuple(old), structs.astuple(new), strict=True)
     return fact(**{name: was if now is None or now in ((), {}) else now for name, was, now in values})
-
-
-def _agrees(info: JobInfo, like: JobInfo) -> bool:
-    """DRMAA2's filter: equal where `like` says something, machines contained, times and durations not less."""
-    for name in like.__struct_fields__:
-        wanted, value = getattr(like, name), getattr(info, name)
-        if wanted is None or wanted in ("", (), {}, JobState.UNDETERMINED):
-            continue
-        if name.endswith("_time"):
-            if value is None or value < wanted:
-                return False
-        elif name == "allocated_machines":
-            if not set(wanted) <= set(value):
-                return False
-        elif value != wanted:
-            return False
-    return True
 
 
 def _never_ran(record: Record) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import re
 import shutil
 import socket
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
-from wfl.contexts.containers.client import Client, NotThereError
+from wfl.contexts.containers.client import REQUESTS, NotThereError, connect
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.spool import Spool
 from wfl.contexts.containers.undertaker import Undertaker
@@ -37,30 +38,36 @@ from wfl.errors import (
 from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from wfl.contexts.containers.connection import Input
 
 log = logging.getLogger("wfl")
 
-REQUESTS = 8
-"""Requests at once: the daemon starts no more containers a second with more, they only wait longer."""
 PATIENCE = 10.0
 """Seconds that closing waits for what is under way."""
 RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
 NOT_RUN = (1, 126, 127)
 """Exit codes of the container's init when there is no such command (1: Podman's)."""
-KINDS = ("start", "die", "died", "pause", "unpause", "destroy", "remove")
+AGAIN = 0.2
+"""Seconds after which an end that could not be completed is looked at again."""
+KINDS = ("start", "kill", "die", "died", "pause", "unpause", "destroy", "remove")
 """Events that say something new; Podman's names are among them."""
+_UNSTARTED = ("created", "configured", "initialized")
 
 
 class _Job:
     """What is known here of one container."""
 
-    __slots__ = ("code", "ended", "key", "prepared", "reaped", "spool", "template")
+    __slots__ = ("asked", "code", "ended", "key", "killed", "own", "prepared", "reaped", "spool", "template")
 
-    def __init__(self, key: str, template: JobTemplate) -> None:
-        self.key, self.template = key, template
+    def __init__(self, key: str, template: JobTemplate, *, own: bool) -> None:
+        self.key, self.template = key, _settled(template)
+        self.own = own  # made by this program, and ended with it
+        self.killed = not own  # by a signal from outside, or nobody knows
         self.prepared = self.ended = self.reaped = False
+        self.asked = time.monotonic()
         self.code: int | None = None  # as the event of its end said, should it be gone when it is looked at
         self.spool: Spool | None = None
 
@@ -101,7 +108,7 @@ class ContainerBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._finishing: set[str] = set()
         self._lock = threading.Lock()
-        self._pulled: dict[str, threading.Lock] = {}
+        self._pulls: dict[tuple[str, str | None], _Pull] = {}
         self._events: Any = None
         self._listening = threading.Event()
         self._listener: threading.Thread | None = None
@@ -113,13 +120,9 @@ class ContainerBackend(Backend):
     def open(self, report: Report, directory: Path | None) -> None:
         """Ask the daemon who it is: what cannot be reached is said at once."""
         self._report = report
+        self._opened = time.monotonic()
         self._keep = directory is not None
-        self._client = Client(self._settings)
-        try:
-            version = self._client.version()
-        except DrmCommunicationError as error:
-            self._client.close()
-            raise DrmCommunicationError(f"{error}. {self._dialect.cure}") from error
+        self._client, version = connect(self._settings, self._dialect.cure)
         self._machine = str(version.get("Name") or socket.gethostname())
 
     # -- submitting --
@@ -135,7 +138,6 @@ class ContainerBackend(Backend):
         outcomes: list[str | WflError] = []
         for submission in submissions:
             try:
-                self.check(submission.template)
                 self._run(submission)
                 outcomes.append(submission.key)
             except DrmCommunicationError:
@@ -149,13 +151,13 @@ class ContainerBackend(Backend):
     def _run(self, submission: Submission) -> None:
         self._listen()
         self._watch_over()
-        job = _Job(submission.key, submission.template)
+        job = _Job(submission.key, submission.template, own=True)
         with self._lock:
             self._jobs[job.key] = job
-        self._create(submission)
+        self._create(submission, job)
         self._fill_and_start(job)
 
-    def _create(self, submission: Submission) -> None:
+    def _create(self, submission: Submission, job: _Job) -> None:
         given = submission.template
         body = self._dialect.adapt(
             template.body(
@@ -170,32 +172,40 @@ class ContainerBackend(Backend):
             )
         )
         query = template.query(given, submission.key)
-        image, policy = body["Image"], template.pull_policy(given, self._pull)
+        image, policy = (body["Image"], query.get("platform")), template.pull_policy(given, self._pull)
         if policy == "always":
-            self._fetch(image, query.get("platform"), once=True)
+            self._fetch(image, since=self._opened)
+        job.asked = time.monotonic()
         try:
             self._client.create(body, query)
         except NotThereError as error:
+            if "image" not in str(error).lower():
+                raise
             if policy == "never":
                 raise DeniedByDrmsError(f"{error} (pull is 'never')") from error
-            self._fetch(image, query.get("platform"), once=False)
-            self._client.create(body, query)
+            self._fetch(image, since=job.asked)
+            job.asked = time.monotonic()
+            try:
+                self._client.create(body, query)
+            except NotThereError as still:  # its registry has it for another platform only
+                raise DeniedByDrmsError(str(still)) from still
 
-    def _fetch(self, image: str, platform: str | None, *, once: bool) -> None:
-        """Pull an image, once however many jobs want it at the same time."""
+    def _fetch(self, image: tuple[str, str | None], *, since: float) -> None:
+        """Pull an image (of a platform) unless that was done since then: once, however many jobs want it."""
         with self._lock:
-            known = image in self._pulled
-            lock = self._pulled.setdefault(image, threading.Lock())
-        with lock:
-            if not (once and known) and (once or not self._client.has_image(image)):
-                self._client.pull(image, platform)
+            pull = self._pulls.setdefault(image, _Pull())
+        with pull.lock:
+            if pull.done < since:
+                self._client.pull(*image)
+                pull.done = time.monotonic()
 
     def _fill_and_start(self, job: _Job) -> None:
         name = _name(job.key)
         try:
-            if copies := template.copies_in(job.template):
+            if copies := template.copies_in(job.template, self._place_of(job)):
                 self._client.put(name, staging.pack(copies))
-            feed = self._client.attach_input(name) if job.template.input_path else None
+            if job.template.input_path:  # before the start, so that it goes on should that have no answer
+                _feed(self._client.attach_input(name), job.template.input_path)
             job.prepared = True
             self._client.start(name)
         except DrmCommunicationError:
@@ -205,8 +215,12 @@ class ContainerBackend(Backend):
             if isinstance(error, WflError):
                 raise DeniedByDrmsError(str(error)) from error
             raise DeniedByDrmsError(f"its files cannot be copied in: {error}") from error
-        if feed is not None:
-            threading.Thread(target=_feed, args=(feed, job.template.input_path), name="wfl-input", daemon=True).start()
+
+    def _place_of(self, job: _Job) -> str:
+        """The directory that relative paths of staging start from: the job's, or its image's."""
+        if not template.has_relative(job.template):
+            return "/"
+        return self._client.inspect(_name(job.key))["Config"].get("WorkingDir") or "/"
 
     def _watch_over(self) -> None:
         """See to it that a dead program leaves no container behind."""
@@ -215,20 +229,26 @@ class ContainerBackend(Backend):
         with self._lock:
             if self._closed.is_set():
                 raise InvalidSessionError("the session is closed")
-            if self._undertaker is not None and self._undertaker.alive:
+            if self._undertaker is not None:
                 return
-            label = f"wfl.program={self._program}"
-            self._undertaker = Undertaker.start(self._settings, label, keep=self._keep, lost=self._unwatched)
+            self._start_undertaker()
+
+    def _start_undertaker(self) -> None:
+        label = f"wfl.program={self._program}"
+        self._undertaker = Undertaker.start(self._settings, label, keep=self._keep, lost=self._unwatched)
 
     def _unwatched(self) -> None:
         """The helper is gone: start another."""
-        if not self._closed.is_set():
+        while not self._closed.wait(1.0):  # one that cannot live does not keep the machine busy
             log.error("%s: the helper that ends containers after this program is gone; starting another", self.name)
-            self._closed.wait(1.0)  # one that cannot live does not keep the machine busy
             try:
-                self._watch_over()
+                with self._lock:
+                    if not self._closed.is_set():
+                        self._start_undertaker()
             except WflError:
                 log.exception("%s: if this program is killed now, its containers go on", self.name)
+            else:
+                return
 
     # -- what the daemon tells --
 
@@ -254,6 +274,7 @@ class ContainerBackend(Backend):
             except Exception as error:  # noqa: BLE001 - whatever it was, the next connection may do better
                 if not self._closed.is_set():
                     log.warning("%s: the connection for events was lost, connecting again: %s", self.name, error)
+            self._listening.clear()
             self._closed.wait(pause)
             pause = min(2 * pause, RECONNECT[1])
 
@@ -269,6 +290,8 @@ class ContainerBackend(Backend):
             self._finish_soon(job)
         elif what in ("destroy", "remove"):
             self._finish_soon(job)
+        elif what == "kill":
+            job.killed = True
         else:
             state = JobState.SUSPENDED if what == "pause" else JobState.RUNNING
             more: dict[str, Any] = {}
@@ -287,7 +310,7 @@ class ContainerBackend(Backend):
             found = there.get(job.key)
             if found is None or found["State"].lower() in facts.OVER:
                 self._finish_soon(job)
-            elif found["State"].lower() != "created":
+            elif found["State"].lower() not in _UNSTARTED:
                 self._report([self._inspected(job)])
 
     def _all(self) -> dict[str, dict[str, Any]]:
@@ -310,37 +333,38 @@ class ContainerBackend(Backend):
     def _finish(self, job: _Job) -> None:
         """Complete an end: what the daemon recorded, and the files that are to be brought back."""
         info: JobInfo | None = None
+        again = False
         try:
             inspected = self._client.inspect(_name(job.key))
             if inspected["State"]["Status"].lower() in facts.OVER:
-                code = inspected["State"]["ExitCode"]
-                trouble = self._bring_back(job) if code == 0 else self._write_output(job)
-                if code in NOT_RUN and (words := self._never_ran(job)):
-                    info = ended(job.key, sub_state="launch_failure", annotation=words)
-                else:
-                    info = facts.over(job.key, inspected, self._machine, trouble)
+                info = self._over(job, inspected)
             else:  # started again by somebody, or not yet over for this daemon
                 self._report([facts.living(job.key, inspected, self._machine)])
-                if job.code is not None:
-                    self._closed.wait(0.02)
+                again = job.code is not None
         except NotThereError:
             if not job.reaped:
                 info = facts.removed(job.key, job.code, self._machine, datetime.now(UTC))
-        except DrmCommunicationError as error:  # the next connection brings it up again
-            log.warning("%s: %s has ended, how is not known yet: %s", self.name, job.key, error)
+        except DrmCommunicationError as error:
+            log.info("%s: %s has ended, how is not known yet: %s", self.name, job.key, error)
+            again = True
         finally:
             with self._lock:
                 self._finishing.discard(job.key)
                 job.ended = info is not None
         if info is not None:
             self._report([info])
-        elif job.code is not None and self._listening.is_set() and not self._closed.is_set():
-            self._finish_again(job)
+        elif again and self._listening.is_set() and not self._closed.is_set():  # else the next connection brings it up
+            timer = threading.Timer(AGAIN, lambda: self._finish_soon(job))
+            timer.daemon = True
+            timer.start()
 
-    def _finish_again(self, job: _Job) -> None:
-        timer = threading.Timer(0.2, lambda: self._finish_soon(job))
-        timer.daemon = True
-        timer.start()
+    def _over(self, job: _Job, inspected: Mapping[str, Any]) -> JobInfo:
+        code = inspected["State"]["ExitCode"]
+        trouble = self._bring_back(job, inspected) if code == 0 else self._write_output(job)
+        if code in NOT_RUN and (words := self._never_ran(job)):
+            return ended(job.key, sub_state="launch_failure", annotation=words)
+        guess = self._dialect.guesses_memory and not job.killed
+        return facts.over(job.key, inspected, self._machine, trouble, guess_memory=guess)
 
     def _never_ran(self, job: _Job) -> str | None:
         """What the first process said of a command that it could not run; None where the command itself ended so."""
@@ -360,14 +384,18 @@ class ContainerBackend(Backend):
             return f"its output cannot be written: {error}"
         return None
 
-    def _bring_back(self, job: _Job) -> str | None:
+    def _bring_back(self, job: _Job, inspected: Mapping[str, Any]) -> str | None:
         """Output and stage_out_files; what went wrong, in words."""
         trouble = self._write_output(job)
-        for target, source in (job.template.stage_out_files or {}).items():
+        place = job.template.working_directory or inspected["Config"].get("WorkingDir") or "/"
+        for target, given in (job.template.stage_out_files or {}).items():
+            source = posixpath.join(place, given)
             try:
-                staging.unpack(self._client.get(_name(job.key), source), source, os.path.abspath(target))
+                staging.unpack(self._client.get(_name(job.key), source), source, target)
             except WflError as error:
-                trouble = trouble or str(error)
+                words = str(error)
+                what = "" if source in words else f"{source} cannot be copied to {target}: "
+                trouble = trouble or f"{what}{words}"
         return trouble
 
     # -- control and output --
@@ -423,8 +451,8 @@ class ContainerBackend(Backend):
                 job.spool = Spool(self._directory(), job.key, merged=_joined(job.template))
                 threading.Thread(target=self._fill, args=(job, job.spool), name="wfl-output", daemon=True).start()
             spool = job.spool
-        if job.ended or job.key in self._finishing:
-            spool.complete.wait()
+        if (job.ended or job.key in self._finishing) and not spool.complete.wait(self._settings["timeout"]):
+            raise DrmCommunicationError(f"{self._client.url}: the output of {job.key} does not come to its end")
         if spool.complete.is_set() and spool.error is not None:
             with self._lock:
                 job.spool = None
@@ -436,9 +464,12 @@ class ContainerBackend(Backend):
 
     def _fill(self, job: _Job, spool: Spool) -> None:
         """Twice, as a followed log may end early: what was written before is not written again."""
-        name = _name(job.key)
-        followed = () if job.ended else self._client.logs(name, follow=True)
-        spool.fill(followed, self._client.logs(name, follow=False))
+        ways = (False,) if job.ended else (True, False)
+        plain, stamped = (
+            [self._client.logs(_name(job.key), follow=follow, stamped=stamped) for follow in ways]
+            for stamped in (False, True)
+        )
+        spool.fill(*plain, stamped=stamped if self._dialect.loses_breaks else ())
 
     def _directory(self) -> Path:
         if self._place is None:
@@ -460,72 +491,88 @@ class ContainerBackend(Backend):
 
         in_threads(one, list(ids), REQUESTS, f"wfl-{self.name}-reap")
 
-    def ids(self) -> Sequence[str]:
-        """By label, also those of earlier programs."""
-        return list(self._all())
-
     def ask(self, ids: Sequence[str]) -> Answer:
         """Only what is gone: everything else is told."""
         return Answer(gone=[id for id in ids if id not in self._jobs])
 
     # -- finding again --
 
+    def remembered(self) -> Sequence[Known]:
+        """By label, what was started: also what other programs, gone or alive, have in this session."""
+        started = {key: found for key, found in self._all().items() if not _unstarted(found)}
+        return [facts.remembered(key, started[key]) for key in sorted(started, key=_order(started))]
+
     def find(self, known: Sequence[Known]) -> Answer:
-        """By label; a container that was created and never filled is removed, as if it had never been."""
+        """By label; a container that its program made and never filled is removed, as if it had never been."""
         self._listen()
         there = self._all()
         infos: list[JobInfo] = []
         gone: list[str] = []
         for task in known:
-            found = there.get(task.key)
-            job = self._jobs.get(task.key)
+            found, job = there.get(task.key), self._jobs.get(task.key)
             if found is None:
-                if job is not None and not job.ended:
-                    with self._lock:
-                        self._jobs.pop(task.key, None)
-                gone.append(task.key)
+                if job is None or not self._is_coming(job):
+                    self._forget(task.key)
+                    gone.append(task.key)
                 continue
             if job is None:
                 with self._lock:
-                    job = self._jobs.setdefault(task.key, _Job(task.key, task.template))
-            if found["State"].lower() in ("created", "configured", "initialized") and not self._go_on(job):
+                    job = self._jobs.setdefault(task.key, _Job(task.key, task.template, own=False))
+            if not _unstarted(found):
+                job.prepared = True
+                infos.append(self._look(job, found, task))
+            elif job.own:
+                infos += self._go_on(job)
+            else:
+                self._client.remove(_name(job.key))
+                self._forget(job.key)
                 gone.append(task.key)
-                continue
-            job.prepared = True
-            infos.append(self._look(job, found, task))
         return Answer(infos=infos, gone=gone)
 
-    def _go_on(self, job: _Job) -> bool:
-        """One that was created: start it if all was ready for that, else remove it; whether it was started."""
-        if job.prepared:
-            self._client.start(_name(job.key))
-            return True
-        self._client.remove(_name(job.key))
+    def _is_coming(self, job: _Job) -> bool:
+        """Whether the daemon may still be making it, though nobody waits for its answer any more."""
+        return job.own and not job.prepared and time.monotonic() - job.asked < 2 * self._settings["timeout"]
+
+    def _forget(self, key: str) -> None:
         with self._lock:
-            self._jobs.pop(job.key, None)
-        return False
+            if (job := self._jobs.get(key)) is not None and not job.ended:
+                del self._jobs[key]
+
+    def _go_on(self, job: _Job) -> list[JobInfo]:
+        """Fill and start what was made, as no answer came to one of these requests; nothing happens twice."""
+        try:
+            if job.prepared:
+                self._client.start(_name(job.key))
+            else:
+                self._fill_and_start(job)
+        except DrmCommunicationError:
+            return []
+        except WflError as error:
+            self._forget(job.key)
+            return [ended(job.key, sub_state="launch_failure", annotation=str(error))]
+        return [JobInfo(id=job.key)]
 
     def _look(self, job: _Job, found: Mapping[str, Any], task: Known) -> JobInfo:
         if task.info is not None and task.info.state.ended:
             job.ended = True
             return JobInfo(id=job.key)
-        if found["State"].lower() in facts.OVER:
+        inspected = found if found["State"].lower() in facts.OVER else self._client.inspect(_name(job.key))
+        if inspected is found or inspected["State"]["Status"].lower() in facts.OVER:  # it ended since it was listed
             self._finish_soon(job)
             return JobInfo(id=job.key)
-        return self._inspected(job)
+        return facts.living(job.key, inspected, self._machine)
 
     # -- the end --
 
     def close(self, *, end: bool) -> None:
         """End what still runs, and remove it and, without a store, all that has ended."""
         self._closed.set()
-        with self._lock:
-            jobs = list(self._jobs.values())
-        if end and jobs:
-            doomed = [job for job in jobs if not (self._keep and job.ended)]
-            in_threads(lambda job: self._client.remove(_name(job.key)), doomed, REQUESTS, f"wfl-{self.name}-close")
-        if self._undertaker is not None:
+        left = self._end_all(end=end) if self._listener is not None else 0
+        if self._undertaker is not None and not left:
             self._undertaker.goodbye()
+        elif self._undertaker is not None:
+            log.error("%s: %d containers are not ended yet; the helper process goes on with that", self.name, left)
+            self._undertaker.take_over()
         if self._events is not None:
             with suppress(Exception):
                 self._events.close()
@@ -536,23 +583,64 @@ class ContainerBackend(Backend):
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 
+    def _end_all(self, *, end: bool) -> int:
+        """Remove what this program made and must not leave; how many could not be."""
+        try:
+            found = self._client.list({"wfl.program": self._program})
+        except WflError:
+            return sum(job.own and not job.ended for job in self._jobs.values())
+        doomed = [
+            one for one in found if _unstarted(one) or (end and not (self._keep and one["State"].lower() in facts.OVER))
+        ]
+        failed: list[WflError] = []
+
+        def remove(container: Mapping[str, Any]) -> None:
+            try:
+                if not failed:  # one that waited in vain is enough
+                    self._client.remove(container["Id"])
+            except WflError as error:
+                failed.append(error)
+
+        in_threads(remove, doomed, REQUESTS, f"wfl-{self.name}-close")
+        return len(doomed) if failed else 0
+
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
         if self._undertaker is not None:
             self._undertaker.abandon()
 
 
+class _Pull:
+    """One image's fetching: when it was done last, and who does it now."""
+
+    __slots__ = ("done", "lock")
+
+    def __init__(self) -> None:
+        self.lock, self.done = threading.Lock(), -1.0
+
+
+def _unstarted(found: Mapping[str, Any]) -> bool:
+    return found["State"].lower() in _UNSTARTED
+
+
 def _name(key: str) -> str:
     return f"wfl-{key}"
 
 
+def _settled(given: JobTemplate) -> JobTemplate:
+    """With the paths of this side absolute: the program may go to another directory before they are used."""
+    paths = {name: os.path.abspath(path) for name in ("output_path", "error_path") if (path := getattr(given, name))}
+    files = {os.path.abspath(target): source for target, source in (given.stage_out_files or {}).items()}
+    return given.replace(**paths, stage_out_files=files or None)
+
+
+def _order(found: Mapping[str, Mapping[str, Any]]) -> Callable[[str], tuple[int, int]]:
+    """That of submission: by the second, and in a program by the number at the key's end."""
+    return lambda key: (found[key]["Created"], int(key.rpartition("-")[2]))
+
+
 def _joined(given: JobTemplate) -> bool:
-    same = (
-        given.output_path
-        and given.error_path
-        and os.path.abspath(given.output_path) == os.path.abspath(given.error_path)
-    )
-    return bool(given.join_files or same)
+    return bool(given.join_files or (given.output_path and given.output_path == given.error_path))
 
 
 def _output_files(given: JobTemplate) -> dict[Stream, str]:
@@ -560,7 +648,7 @@ def _output_files(given: JobTemplate) -> dict[Stream, str]:
     paths: dict[Stream, str | None] = {"stdout": given.output_path, "stderr": given.error_path}
     if _joined(given):
         del paths["stderr"]
-    return {stream: os.path.abspath(path) for stream, path in paths.items() if path and path != os.devnull}
+    return {stream: path for stream, path in paths.items() if path and path != os.devnull}
 
 
 def _event_time(event: Mapping[str, Any]) -> datetime:
@@ -568,14 +656,13 @@ def _event_time(event: Mapping[str, Any]) -> datetime:
     return datetime.fromtimestamp(nanoseconds / 1e9 if nanoseconds else event.get("time", time.time()), UTC)
 
 
-def _feed(sock: socket.socket, path: str | None) -> None:
+def _feed(standard_input: Input, path: str) -> None:
     """Write a file to a container's standard input, which may take it slowly or not at all."""
-    try:
-        with sock, open(path or os.devnull, "rb") as file:
-            sock.settimeout(None)
+
+    def write() -> None:
+        with suppress(OSError), standard_input, open(path, "rb") as file:
             while data := file.read(1 << 18):
-                sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            sock.recv(1)
-    except OSError:
-        return
+                standard_input.sendall(data)
+            standard_input.finish()
+
+    threading.Thread(target=write, name="wfl-input", daemon=True).start()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import docker
+import docker.auth
 import docker.errors
+import docker.types
 import requests
 import urllib3
-from docker.tls import TLSConfig
-from docker.transport.unixconn import UnixHTTPAdapter
+from docker.utils import parse_repository_tag
 
-from wfl.contexts.containers import staging
+from wfl.contexts.containers import connection, staging
+from wfl.contexts.containers.settings import configuration, host_of, registry_of
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
     InvalidArgumentError,
     InvalidStateError,
-    SessionManagementError,
+    UnsupportedOperationError,
     WflError,
 )
 
@@ -27,24 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 API = "1.41"
-"""The API version that is spoken: that of Docker 20.10, which Podman speaks, too."""
-POOL = 64
-"""Connections that are kept: more than the requests and followers there are at once."""
+"""The API version that is spoken wherever it can be: that of Docker 20.10, which Podman speaks, too."""
+CONNECT = 10.0
+"""Seconds in which a stream must begin."""
+QUIET = 300.0
+"""Seconds of silence after which a stream of events may be one that nobody feeds any more."""
+REQUESTS = 8
+"""Requests at once: the daemon starts no more containers a second with more, they only wait longer."""
 _BAD_REQUEST, _NOT_FOUND, _CONFLICT = 400, 404, 409
+_UNANSWERED = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _WRONG_STATE = ("is not paused", "already paused", "is not running", "container state improper", "already in use")
 """What some daemons answer with status 500 where others have 409."""
 
 
 class NotThereError(InvalidStateError):
     """The daemon was reached, and it does not know this container or image."""
-
-
-class _OnePool(UnixHTTPAdapter):  # type: ignore[misc] # docker-py has no types
-    """Docker-py keys its pools by URL, of which every container has its own, and loses requests as it drops pools."""
-
-    def get_connection(self, url: str, proxies: object = None) -> Any:
-        del url
-        return super().get_connection("http+docker://localhost", proxies)
 
 
 class Client:
@@ -55,21 +55,46 @@ class Client:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Connect as `settings` say: base_url, tls (None or the arguments of docker.tls.TLSConfig), timeout, auth."""
-        url, timeout, tls = settings["base_url"], settings["timeout"], settings.get("tls")
-        self.url: str = url
+        """Connect as `settings` say: base_url, tls (None or the arguments of docker.tls.TLSConfig), timeout, auth.
+
+        Optional are cure, what to do where no daemon is reached, and remote, its command at the end of ssh://.
+        """
+        self.url: str = settings["base_url"]
         self._auth: Mapping[str, str] | None = settings.get("auth")
+        self._places = threading.Semaphore(REQUESTS)
+        self._api = connection.connected(settings, API)
         try:
-            self._api = docker.APIClient(
-                base_url=url, version=API, timeout=timeout, tls=TLSConfig(**tls) if tls else False, max_pool_size=POOL
+            self._said = self._greet(settings.get("cure") or "")
+            self._api._version = self._spoken()  # noqa: SLF001 - docker-py takes it only before it can be known
+        except BaseException:
+            self._api.close()
+            raise
+
+    def _greet(self, cure: str) -> dict[str, Any]:
+        """What the daemon answers to the first question; or in one line why there is none, and what to do."""
+        try:
+            response = self._api.get(f"{self._api.base_url}/version", timeout=self._api.timeout)
+        except _UNANSWERED as error:
+            raise DrmCommunicationError(connection.unreached(self.url, error, cure)) from error
+        with suppress(ValueError):
+            found = response.json()
+            if isinstance(found, dict) and "ApiVersion" in found:
+                return found
+        if "HTTPS server" in response.text:
+            raise DrmCommunicationError(f"{self.url}: the daemon speaks TLS only. {connection.TLS_CURE}")
+        what = f"what answers there is no daemon of containers (HTTP {response.status_code})"
+        raise DrmCommunicationError(f"{self.url}: {what}. {cure}")
+
+    def _spoken(self) -> str:
+        """API, or the oldest version that a newer daemon still speaks."""
+        highest, lowest = self._said["ApiVersion"], self._said.get("MinAPIVersion") or API
+        if _parts(highest) < _parts(API):
+            it_is = f"{self._said.get('Version')} (API {highest})"
+            msg = (
+                f"{self.url}: the daemon is too old: {it_is}; it must be Docker 20.10 or Podman 4, or later (API {API})"
             )
-        except docker.errors.DockerException as error:
-            raise SessionManagementError(f"{url}: {error}") from error
-        adapter = self._api.get_adapter(self._api.base_url + "/")
-        if isinstance(adapter, UnixHTTPAdapter):
-            self._api.mount(
-                "http+docker://", _OnePool(f"http+unix://{adapter.socket_path}", timeout, max_pool_size=POOL)
-            )
+            raise UnsupportedOperationError(msg)
+        return str(max(API, lowest, key=_parts))
 
     def close(self) -> None:
         """Close all connections."""
@@ -77,43 +102,43 @@ class Client:
 
     def version(self) -> dict[str, Any]:
         """What the daemon says of itself."""
-        with _in_our_words(self.url):
-            found: dict[str, Any] = {**self._api.version(), **self._api.info()}
+        with self._request():
+            found: dict[str, Any] = {**self._said, **self._api.info()}
             return found
 
     # -- containers --
 
     def create(self, body: Mapping[str, Any], query: Mapping[str, str]) -> str:
         """Make a container; its id."""
-        with _in_our_words(self.url):
+        with self._request():
             url = f"{self._base}/containers/create"
             response = self._api.post(url, params=query, json=body, timeout=self._api.timeout)
             return str(self._checked(response).json()["Id"])
 
     def start(self, id: str) -> None:
         """Start it; nothing happens to one that was started."""
-        with _in_our_words(self.url):
+        with self._request():
             self._api.start(id)
 
     def kill(self, id: str, signal: str = "SIGKILL") -> None:
         """Send a signal to its first process."""
-        with _in_our_words(self.url):
+        with self._request():
             self._api.kill(id, signal)
 
     def pause(self, id: str) -> None:
         """Freeze it."""
-        with _in_our_words(self.url):
+        with self._request():
             self._api.pause(id)
 
     def unpause(self, id: str) -> None:
         """Let it go on."""
-        with _in_our_words(self.url):
+        with self._request():
             self._api.unpause(id)
 
     def remove(self, id: str, *, force: bool = True) -> None:
         """Remove it with its anonymous volumes; one that is not there is removed already."""
         try:
-            with _in_our_words(self.url):
+            with self._request():
                 self._api.remove_container(id, v=True, force=force)
         except NotThereError:
             return
@@ -122,56 +147,74 @@ class Client:
 
     def inspect(self, id: str) -> dict[str, Any]:
         """All that is known of it."""
-        with _in_our_words(self.url):
+        with self._request():
             found: dict[str, Any] = self._api.inspect_container(id)
             return found
 
     def list(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         """The containers with these labels."""
-        with _in_our_words(self.url):
+        with self._request():
             wanted = [f"{name}={value}" for name, value in labels.items()]
             found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": wanted})
             return found
 
     def events(self, labels: Mapping[str, str], kinds: Sequence[str]) -> Any:
-        """The stream of events from now on, as dicts; its `close()` ends it from another thread."""
+        """The stream of events from now on, as dicts; its `close()` ends it from another thread.
+
+        It ends by itself when the connection does, and when nothing was told for QUIET seconds.
+        """
         with _in_our_words(self.url):
             wanted = [f"{name}={value}" for name, value in labels.items()]
-            return self._api.events(decode=True, filters={"type": "container", "label": wanted, "event": list(kinds)})
+            filters = {"type": ["container"], "label": wanted, "event": list(kinds)}
+            params, timeout = {"filters": json.dumps(filters)}, (CONNECT, QUIET)
+            response = self._checked(self._api.get(f"{self._base}/events", params=params, stream=True, timeout=timeout))
+            return docker.types.CancellableStream(_objects(response), response)
 
-    def logs(self, id: str, *, follow: bool) -> Iterator[bytes]:
-        """The output in the daemon's frames, from the beginning, to its end (or, with `follow`, that of the job)."""
+    def logs(self, id: str, *, follow: bool, stamped: bool = False) -> Iterator[bytes]:
+        """The output in the daemon's frames, from the beginning, to its end (or, with `follow`, that of the job).
+
+        `stamped`: each frame begins with the time, and a blank.
+        """
         with _in_our_words(self.url):
             url = f"{self._base}/containers/{id}/logs"
-            params = {"stdout": "1", "stderr": "1", "follow": str(int(follow))}
-            response = self._checked(self._api.get(url, params=params, stream=True, timeout=(10, None)))
+            params = {"stdout": "1", "stderr": "1", "follow": str(int(follow)), "timestamps": str(int(stamped))}
+            timeout = (CONNECT, None if follow else self._api.timeout)
+            response = self._checked(self._api.get(url, params=params, stream=True, timeout=timeout))
             with response:
                 yield from response.raw.stream(1 << 18, decode_content=False)
 
-    def attach_input(self, id: str) -> Any:
+    def attach_input(self, id: str) -> connection.Input:
         """A socket to its standard input."""
         with _in_our_words(self.url):
-            found = self._api.attach_socket(id, params={"stdin": 1, "stream": 1})
-            return getattr(found, "_sock", found)
+            url = f"{self._base}/containers/{id}/attach"
+            headers, params = {"Connection": "Upgrade", "Upgrade": "tcp"}, {"stdin": 1, "stream": 1}
+            response = self._api.post(url, params=params, headers=headers, stream=True, timeout=self._api.timeout)
+            return connection.Input(self._checked(response))
 
     def put(self, id: str, chunks: Iterable[bytes]) -> None:
         """Unpack a tar archive at its root."""
-        with _in_our_words(self.url):
+        with self._request():
             url = f"{self._base}/containers/{id}/archive"
             self._checked(self._api.put(url, params=staging.PUT_PARAMETERS, data=chunks, timeout=self._api.timeout))
 
     def get(self, id: str, path: str) -> Iterator[bytes]:
         """A file or directory as a tar archive."""
-        with _in_our_words(self.url):
+        with self._request():
             chunks, _ = self._api.get_archive(id, path, chunk_size=1 << 20)
             yield from chunks
 
     # -- images --
 
+    def images(self) -> Sequence[dict[str, Any]]:
+        """The images that are there."""
+        with self._request():
+            found: list[dict[str, Any]] = self._api.images()
+            return found
+
     def has_image(self, image: str) -> bool:
         """Whether it is there."""
         try:
-            with _in_our_words(self.url):
+            with self._request():
                 self._api.inspect_image(image)
         except NotThereError:
             return False
@@ -179,25 +222,69 @@ class Client:
 
     def pull(self, image: str, platform: str | None) -> None:
         """Fetch an image, with the credentials of the context or of the docker configuration."""
-        from docker.utils import parse_repository_tag
-
         repository, tag = parse_repository_tag(image)
-        with _in_our_words(self.url):
-            steps = self._api.pull(
-                repository, tag or "latest", stream=True, decode=True, auth_config=self._auth, platform=platform
-            )
-            for step in steps:
-                if "error" in step:
-                    raise DeniedByDrmsError(f"image {image} cannot be pulled: {step['error']}")
+        credentials, doubt = self._credentials(image)
+        try:
+            with _in_our_words(self.url):
+                steps = self._api.pull(
+                    repository, tag or "latest", stream=True, decode=True, auth_config=credentials, platform=platform
+                )
+                for step in steps:
+                    if "error" in step:
+                        raise DeniedByDrmsError(str(step["error"]).strip())
+        except DrmCommunicationError:
+            raise
+        except WflError as error:
+            raise DeniedByDrmsError(f"image {image} cannot be pulled: {error}{doubt}") from error
+
+    def _credentials(self, image: str) -> tuple[Mapping[str, str], str]:
+        """Those for the image's registry and no other, and what went wrong as they were looked for."""
+        registry = registry_of(image)
+        if self._auth is not None and host_of(self._auth["serveraddress"]) == registry:
+            return self._auth, ""
+        try:  # read anew each time: somebody may have logged in
+            config = configuration()
+            found = docker.auth.load_config(config_dict=config).resolve_authconfig(registry) if config else None
+        except (docker.errors.DockerException, ValueError, Warning) as error:  # an image may be public all the same
+            return {}, f" (no credentials could be had from the docker configuration: {error})"
+        return found or {}, ""
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """One of the few requests at a time; streams that last do not count."""
+        with self._places, _in_our_words(self.url):
+            yield
 
     @property
     def _base(self) -> str:
-        return f"{self._api.base_url}/v{API}"
+        return f"{self._api.base_url}/v{self._api.api_version}"
 
     def _checked(self, response: requests.Response) -> requests.Response:
         if response.status_code >= _BAD_REQUEST:
             docker.errors.create_api_error_from_http_exception(_http_error(response))
         return response
+
+
+def connect(settings: Mapping[str, Any], cure: str) -> tuple[Client, dict[str, Any]]:
+    """A client whose daemon has answered, and what that says of itself; `cure`: what to do where it does not answer."""
+    client = Client({"cure": cure, **settings})
+    try:
+        return client, client.version()
+    except BaseException:
+        client.close()
+        raise
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _objects(response: requests.Response) -> Iterator[Any]:
+    """What comes as JSON, a line each."""
+    rest = b""
+    for piece in response.raw.stream(1 << 16, decode_content=False):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from map(json.loads, filter(None, map(bytes.strip, lines)))
 
 
 def _http_error(response: requests.Response) -> requests.HTTPError:
@@ -212,8 +299,8 @@ def _in_our_words(url: str) -> Iterator[None]:
         raise
     except docker.errors.APIError as error:
         raise _translated(error) from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, json.JSONDecodeError) as error:
-        raise DrmCommunicationError(f"{url}: {_innermost(error)}") from error
+    except (*_UNANSWERED, json.JSONDecodeError) as error:
+        raise DrmCommunicationError(f"{url}: {connection.words(connection.reason(error))}") from error
     except docker.errors.DockerException as error:
         raise DrmCommunicationError(f"{url}: {error}") from error
 
@@ -221,17 +308,10 @@ def _in_our_words(url: str) -> Iterator[None]:
 def _translated(error: docker.errors.APIError) -> WflError:
     words = str(error.explanation or error).strip()
     status = error.status_code
-    if status == _NOT_FOUND:
+    if status == _NOT_FOUND or "no such container" in words:  # Podman, while it removes one: status 500
         return NotThereError(words)
     if status == _CONFLICT or any(text in words for text in _WRONG_STATE):
         return InvalidStateError(words)
     if status == _BAD_REQUEST:
         return InvalidArgumentError(words)
     return DeniedByDrmsError(words)
-
-
-def _innermost(error: BaseException) -> str:
-    """The reason below requests' and urllib3's wrappings."""
-    while isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError) and error.__context__:
-        error = error.__context__
-    return str(error) or type(error).__name__

@@ -18,12 +18,16 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """One daemon's ways.
 
     log: the LogConfig of containers, None for that of the template's mapping; refused: fields and extensions that it
-    passes over in silence; ulimits: what goes with every other limit; cure: what to do when it cannot be reached.
+    passes over in silence; ulimits: what goes with every other limit; guesses_memory: it does not say what was
+    killed for want of memory; loses_breaks: its log may lack the breaks of long lines; cure: what to do when it cannot
+    be reached.
     """
 
     log: Mapping[str, Any] | None = None
     refused: frozenset[str] = frozenset()
     ulimits: Mapping[str, int] = {}
+    guesses_memory: bool = False
+    loses_breaks: bool = True
     cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
 
     def check(self, template: JobTemplate, backend: str) -> None:

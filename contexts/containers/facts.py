@@ -6,16 +6,18 @@ import signal
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from wfl.backend import ended
-from wfl.drmaa2 import FrozenDict, JobInfo, JobState, fact
+from wfl.backend import Known, ended
+from wfl.drmaa2 import FrozenDict, JobInfo, JobState, JobTemplate, fact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_RUNNING = {"running": JobState.RUNNING, "paused": JobState.SUSPENDED, "restarting": JobState.RUNNING}
+RUNNING = {"running": JobState.RUNNING, "paused": JobState.SUSPENDED, "restarting": JobState.RUNNING}
+"""States of a container that was started and has not ended, in DRMAA2's terms."""
 OVER = ("exited", "dead", "stopped", "removing")
 """States of a container that runs no more: Docker's, and Podman's `stopped`."""
 _SIGNALLED = 128
+_KILLED = _SIGNALLED + signal.SIGKILL
 _BEFORE_ANY = 1970
 
 
@@ -24,7 +26,7 @@ def living(id: str, inspected: Mapping[str, Any], machine: str) -> JobInfo:
     state = inspected["State"]
     return fact(
         id=id,
-        state=_RUNNING.get(state["Status"].lower(), JobState.UNDETERMINED),
+        state=RUNNING.get(state["Status"].lower(), JobState.UNDETERMINED),
         allocated_machines=(machine,),
         dispatch_time=when(state.get("StartedAt")),
         slots=1,
@@ -32,8 +34,29 @@ def living(id: str, inspected: Mapping[str, Any], machine: str) -> JobInfo:
     )
 
 
-def over(id: str, inspected: Mapping[str, Any], machine: str, trouble: str | None = None) -> JobInfo:
-    """What an inspection says of a container that has ended; `trouble`: what had to follow its command went wrong."""
+def remembered(key: str, found: Mapping[str, Any]) -> Known:
+    """The job of a container in a list, as its labels tell; its environment is not among them."""
+    labels = found["Labels"]
+    template = JobTemplate.from_json(labels["wfl.template"])
+    index = labels.get("wfl.index")
+    submitted = datetime.fromtimestamp(found["Created"], UTC)
+    return Known(
+        key=key,
+        id=key,
+        template=template,
+        info=JobInfo(id=key, submission_time=submitted),
+        job_id=labels["wfl.job"],
+        index=None if index is None else int(index),
+    )
+
+
+def over(
+    id: str, inspected: Mapping[str, Any], machine: str, trouble: str | None = None, *, guess_memory: bool = False
+) -> JobInfo:
+    """What an inspection says of a container that has ended; `trouble`: what had to follow its command went wrong.
+
+    `guess_memory`: nobody else has killed it, and this daemon does not tell what its memory's limit has done.
+    """
     state = inspected["State"]
     started, finished = when(state.get("StartedAt")), when(state.get("FinishedAt"))
     words = trouble or state.get("Error") or None
@@ -48,9 +71,13 @@ def over(id: str, inspected: Mapping[str, Any], machine: str, trouble: str | Non
         "annotation": words,
     }
     if finished is not None:
-        more["wallclock_time"] = max(finished - started, finished - finished)
+        more["finish_time"] = max(started, finished)  # a daemon's clock may be coarse
+        more["wallclock_time"] = more["finish_time"] - started
     if state.get("OOMKilled"):
         more["annotation"] = words or "a process of it was killed as it needed more than its min_phys_memory"
+        more["sub_state"] = "out_of_memory"
+    elif guess_memory and state["ExitCode"] == _KILLED and inspected["HostConfig"].get("Memory"):
+        more["annotation"] = words or "it was killed by nobody known, so most likely for more than its min_phys_memory"
         more["sub_state"] = "out_of_memory"
     return status(id, state["ExitCode"], incomplete=trouble is not None, **more)
 

@@ -11,10 +11,11 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
+from wfl.contexts.checks import PASSED
 from wfl.errors import DrmCommunicationError, ImplementationSpecificError, InvalidStateError, OutOfResourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from wfl.backend import Stream
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 STDIN, STDOUT, STDERR, SYSTEM = (kind << 24 for kind in range(4))
 """The first four bytes of a header as a number: the kind of stream and three zeros. What the daemon marks as 0 is
 shown as standard output; 3 are the daemon's own words on why it cannot go on."""
+CUT = 16384
+"""Bytes of the parts into which Docker cuts longer lines (its copier's buffer)."""
 _HEADER = struct.Struct(">II")
 _CHUNK = 1 << 20
 _STREAMS = ("stdout", "stderr")
@@ -35,8 +38,9 @@ class Demultiplexer:
     https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Container/operation/ContainerAttach
     """
 
-    def __init__(self, *, merged: bool = False) -> None:
-        self._merged = merged
+    def __init__(self, *, merged: bool = False, cut: int | None = None) -> None:
+        """With `cut`, a frame of that size raises CutLineError: line breaks may be missing from there on."""
+        self._merged, self._cut = merged, cut
         self._head = b""
         self._kind = STDOUT
         self._missing = 0
@@ -53,13 +57,15 @@ class Demultiplexer:
         err: list[bytes] = out if self._merged else []
         words: list[bytes] = []
         parts = {STDIN: out, STDOUT: out, STDERR: err, SYSTEM: words}
-        kind, unpack, size = self._kind, _HEADER.unpack_from, _HEADER.size
+        kind, cut, unpack, size = self._kind, self._cut, _HEADER.unpack_from, _HEADER.size
         position, end = self._missing, len(piece)
         if position:
             parts[kind].append(piece[:position])
         try:
             while end - position >= size:
                 kind, length = unpack(piece, position)
+                if length == cut:
+                    raise CutLineError
                 position += size
                 parts[kind].append(piece[position : position + length])
                 position += length
@@ -73,10 +79,59 @@ class Demultiplexer:
 
     def finish(self) -> None:
         """The stream has ended: raises if it broke off within a frame, or if the daemon said that it cannot go on."""
-        if self._missing or self._head:
-            raise DrmCommunicationError("the log broke off in the middle of a frame")
-        if self._words:
-            raise ImplementationSpecificError(self._words.decode(errors="replace").strip())
+        _check_end(self._missing or self._head, self._words)
+
+
+class CutLineError(Exception):
+    """A line was cut, and the daemon may have forgotten where it ended."""
+
+
+class Mender:
+    """A Demultiplexer for a stream with time stamps, which puts back the line breaks that Docker has lost.
+
+    Its log driver "local" (seen with 20.10) cuts long lines and drops their breaks; all parts of a line bear one
+    stamp. So a part that has no break, and is followed by another stamp, ended its line. The last one of all is left
+    as it is: nobody knows whether there was a break.
+    """
+
+    def __init__(self, *, merged: bool = False) -> None:
+        self._merged = merged
+        self._rest = self._words = b""
+        self._open: dict[int, bytes] = {}
+
+    def feed(self, piece: bytes) -> tuple[bytes, bytes]:
+        """As a Demultiplexer's, but of whole frames only."""
+        rest, position, size = self._rest + piece, 0, _HEADER.size
+        out: list[bytes] = []
+        err: list[bytes] = out if self._merged else []
+        while len(rest) - position >= size:
+            kind, length = _HEADER.unpack_from(rest, position)
+            if len(rest) - position - size < length:
+                break
+            position += size + length
+            stamp, _, text = rest[position - length : position].partition(b" ")
+            if kind == SYSTEM:
+                self._words += text
+                continue
+            part, stream = (err, STDERR) if kind == STDERR and not self._merged else (out, STDOUT)
+            if self._open.pop(stream, stamp) != stamp:
+                part.append(b"\n")
+            part.append(text)
+            if not text.endswith(b"\n"):
+                self._open[stream] = stamp
+        self._rest = rest[position:]
+        return b"".join(out), b"" if self._merged else b"".join(err)
+
+    def finish(self) -> None:
+        """As a Demultiplexer's."""
+        _check_end(self._rest, self._words)
+
+
+def _check_end(rest: object, words: bytes) -> None:
+    if rest:
+        raise DrmCommunicationError("the log broke off in the middle of a frame")
+    if words:
+        raise ImplementationSpecificError(words.decode(errors="replace").strip())
 
 
 class Spool:
@@ -94,12 +149,15 @@ class Spool:
         self.complete = threading.Event()
         self.error: Exception | None = None
 
-    def fill(self, *logs: Iterable[bytes]) -> None:
+    def fill(self, *logs: Iterable[bytes], stamped: Sequence[Iterable[bytes]] = ()) -> None:
         """Write a log, given from its start, to its end; what an earlier try has written is not written again.
 
         Further ones are the same log read once more, each when the one before has ended. A log that was followed
         needs that: seen with the daemon 20.10 under load, such a stream ends well, but short of the last lines, where
         the container ended before the daemon had passed on all of them. Read without following it is whole.
+
+        `stamped` are the same logs with time stamps, for a daemon that loses line breaks: they are read from the first
+        cut line on.
 
         Made to be a thread's target: what goes wrong is not raised but kept in `error`. That is what a log raises,
         DrmCommunicationError where it breaks off within a frame, or OutOfResourceError where the disk is full.
@@ -108,23 +166,27 @@ class Spool:
             self.complete.clear()
             self.error = None
             try:
-                for log in logs:
-                    self._pour(log)
+                for number, log in enumerate(logs):
+                    try:
+                        self._pour(log, Demultiplexer(merged=self._merged, cut=CUT if stamped else None))
+                    except CutLineError:
+                        for again in stamped[number:]:
+                            self._pour(again, Mender(merged=self._merged))
+                        break
             except Exception as error:  # noqa: BLE001 - whatever it is, who waits for output is to be told
                 self.error = error
             finally:
                 self.complete.set()
 
-    def _pour(self, log: Iterable[bytes]) -> None:
+    def _pour(self, log: Iterable[bytes], demultiplexer: Demultiplexer | Mender) -> None:
         files = {stream: _File(self._path(stream)) for stream in _STREAMS}
         try:
-            self._distribute(log, files)
+            self._distribute(log, demultiplexer, files)
         finally:
             for file in files.values():
                 file.close()
 
-    def _distribute(self, log: Iterable[bytes], files: dict[str, _File]) -> None:
-        demultiplexer = Demultiplexer(merged=self._merged)
+    def _distribute(self, log: Iterable[bytes], demultiplexer: Demultiplexer | Mender, files: dict[str, _File]) -> None:
         for piece in log:
             for stream, data in zip(_STREAMS, demultiplexer.feed(piece), strict=True):
                 if data:
@@ -155,9 +217,9 @@ class Spool:
             os.close(descriptor)
 
     def copy_to(self, stream: Stream, path: str) -> None:
-        """Write what there is of a stream into a file, which is made or emptied first."""
+        """Write what there is of a stream into a file, which is made or emptied first, or to the program's own."""
         try:
-            with open(path, "wb") as file:
+            with open(os.dup(PASSED[path]) if path in PASSED else path, "wb") as file:
                 offset = 0
                 while data := self.read(stream, offset, _CHUNK):
                     file.write(data)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from wfl.contexts import checks
 from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
-from wfl.errors import InvalidArgumentError, UnsupportedAttributeError, nearest
+from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +45,6 @@ _LIMITS = {
     "FILE_SIZE": "fsize",
     "OPEN_FILES": "nofile",
     "STACK_SIZE": "stack",
-    "VIRTUAL_MEMORY": "as",
 }
 _ARCHITECTURES = {
     "X64": "amd64", "X86_64": "amd64", "AMD64": "amd64", "X86": "386", "I386": "386", "I686": "386", "ARM64": "arm64",
@@ -78,7 +77,7 @@ _SIZE = re.compile(r"(?P<number>\d{1,18}(?:\.\d+)?) *(?P<unit>[bkmgt]?)(?:(?<=[k
 def check(template: JobTemplate, image: str | None) -> None:
     """Refuse what no container can be made of, and files on this side that cannot be used.
 
-    Raises InvalidArgumentError or UnsupportedAttributeError that names field and remedy.
+    Raises InvalidArgumentError, UnsupportedAttributeError or DeniedByDrmsError that names field and remedy.
     """
     body(template, image=image, key="", session="", program="", job_id="", index=None, detach=False)
     query(template, "")
@@ -88,7 +87,7 @@ def check(template: JobTemplate, image: str | None) -> None:
     paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
     here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
     checks.streams(template.replace(**here), "/", look=True)
-    copies_in(template)
+    copies_in(template, "/")
     for target in template.stage_out_files or ():
         checks.absolute("stage_out_files", target)
 
@@ -157,9 +156,18 @@ def pull_policy(template: JobTemplate, default: str) -> str:
     return policy if policy in _PULL else _refuse("pull", policy, "'always', 'missing' or 'never'")
 
 
-def copies_in(template: JobTemplate) -> dict[str, str]:
-    """What of stage_in_files is copied: absolute target in the container to absolute source on this side."""
-    return checks.sources(_staged(template)[1])
+def copies_in(template: JobTemplate, place: str) -> dict[str, str]:
+    """What of stage_in_files is copied: absolute target in the container to absolute source on this side.
+
+    Relative targets are below `place`, the directory that the command is started in.
+    """
+    found = checks.sources(_staged(template)[1])
+    return {posixpath.normpath(posixpath.join(place, target)): source for target, source in found.items()}
+
+
+def has_relative(template: JobTemplate) -> bool:
+    """Whether `copies_in` makes use of `place`."""
+    return any(not target.startswith("/") for target in _staged(template)[1])
 
 
 # --- fields -----------------------------------------------------------------------------------------------
@@ -221,6 +229,8 @@ def _resources(template: JobTemplate) -> dict[str, Any]:
 
 def _limit(name: str, value: float) -> dict[str, Any]:
     """KiB become bytes; SIGXCPU comes first, SIGKILL two seconds later."""
+    if name not in _LIMITS:
+        raise UnsupportedAttributeError(f"resource_limits: containers have no {name}; min_phys_memory limits memory")
     seconds = name == CPU_TIME
     soft = max(1, round(value)) if seconds else int(value) * (1 if name == OPEN_FILES else 1024)
     hard = _number(f"resource_limits[{name!r}]", soft + 2 if seconds else soft)
@@ -235,7 +245,7 @@ def _number(field: str, number: int) -> int:
 
 def _platform(template: JobTemplate) -> str:
     if template.machine_os and template.machine_os.upper() != "LINUX":
-        raise UnsupportedAttributeError(f"machine_os is {template.machine_os}; containers run LINUX")
+        raise DeniedByDrmsError(f"machine_os is {template.machine_os}; containers run LINUX")
     if not template.machine_arch:
         return "linux"
     architecture = _ARCHITECTURES.get(template.machine_arch.upper())
@@ -262,10 +272,17 @@ def _inside(field: str, path: str) -> str:
 
 
 def _target(path: str) -> str:
-    target = posixpath.normpath(_inside("stage_in_files", path)).replace("//", "/")
-    if target == "/":
-        raise InvalidArgumentError("stage_in_files has the target '/': name a place below it")
+    target = posixpath.normpath(path).replace("//", "/")
+    if target in ("/", "."):
+        raise InvalidArgumentError(f"stage_in_files has the target {path!r}: name a place below it")
+    if target.startswith("../"):
+        raise InvalidArgumentError(f"stage_in_files has the target {path!r}, which leads out of the working directory")
     return target
+
+
+def _absolute(template: JobTemplate, path: str) -> str:
+    """A place in the container as far as it is known without its image."""
+    return posixpath.normpath(posixpath.join(template.working_directory or "", path))
 
 
 def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -276,7 +293,7 @@ def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]
     mounts: dict[str, dict[str, Any]] = {}
     copies: dict[str, str] = {}
     for given, source in (template.stage_in_files or {}).items():
-        target = _target(given)
+        target = _absolute(template, _target(given))
         if target in mounts or target in copies:
             raise InvalidArgumentError(f"stage_in_files has the target {target!r} twice")
         form = _MOUNT.fullmatch(source)
@@ -287,6 +304,7 @@ def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]
         if not (place.startswith("/") if kind == "bind" else _NAME.fullmatch(place)):
             expected = "'bind:/absolute/path[:ro]'" if kind == "bind" else "'volume:NAME[:ro]'"
             raise InvalidArgumentError(f"stage_in_files[{given!r}] is {source!r}, expected {expected}")
+        _inside("stage_in_files", target)
         mounts[target] = {"Type": kind, "Source": place, "Target": target, "ReadOnly": bool(form["ro"])}
     return list(mounts.values()), copies
 
@@ -304,7 +322,7 @@ def _check_staging(template: JobTemplate, mounted: Sequence[str], copied: Iterab
         if extensions.get("read_only") == "true" and not _above(target, mounted):
             raise InvalidArgumentError(f"stage_in_files cannot be copied to {target!r} with read_only: use 'bind:…'")
     for source in (template.stage_out_files or {}).values():
-        if place := _above(_inside("stage_out_files", source), hidden):
+        if place := _above(_absolute(template, source), hidden):
             raise InvalidArgumentError(f"stage_out_files has the source {source!r}: {place} is gone after the end")
 
 

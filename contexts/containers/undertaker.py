@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,17 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.contexts import helper
 from wfl.contexts.containers import vigil
-from wfl.contexts.containers.client import Client
+from wfl.contexts.containers.client import REQUESTS, Client
 from wfl.errors import InvalidStateError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
 
 PATIENCE = 10.0
 """Seconds that a helper may take to leave; it takes milliseconds unless the machine is swamped."""
-THREADS = 8
-"""Containers that are ended at once: the daemon is not faster with more."""
 LONGEST = 60.0
 """Seconds in which everything is tried again that did not succeed, or a daemon that is away is waited for."""
 REQUEST = 20.0
@@ -101,6 +99,12 @@ class Undertaker:
         self._watcher.join(PATIENCE)
         if self._watcher.is_alive():
             self._process.kill()
+
+    def take_over(self) -> None:
+        """What is left is the helper's to end, as if this program had died."""
+        self._goodbye = True
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     def abandon(self) -> None:
         """In a forked child: the socket must close with the program that owns it. No lock is touched."""
@@ -176,7 +180,7 @@ def _unended(client: Client, label: str, *, keep: bool) -> list[dict[str, Any]]:
 
 
 def _in_threads(f: Callable[[dict[str, Any]], bool], containers: list[dict[str, Any]]) -> list[bool]:
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(f, containers))
 
 

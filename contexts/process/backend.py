@@ -393,10 +393,6 @@ class ProcessBackend(Backend):
                     if number is not None:
                         keeper.remove(f"{process.paths.directory}/{number}")
 
-    def ids(self) -> Sequence[str]:
-        """All tasks that were neither reaped nor refused."""
-        return list(self._processes)
-
     def ask(self, ids: Sequence[str]) -> Answer:
         """Only what is gone: everything else is told."""
         return Answer(gone=[id for id in ids if id not in self._processes])

@@ -8,7 +8,7 @@ from wfl.context import Context
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from wfl.backend import Backend
+    from wfl.backend import Backend, Monitor
 
 
 class ProcessContext(Context):
@@ -33,3 +33,9 @@ class ProcessContext(Context):
         from wfl.contexts.process.backend import ProcessBackend
 
         return ProcessBackend(detach=self.detach, inherit_environment=self.inherit_environment)
+
+    def monitor(self) -> Monitor:
+        """This machine, and the tasks of all programs on it, as far as this user may see them."""
+        from wfl.contexts.process.monitor import ProcessMonitor
+
+        return ProcessMonitor()

@@ -13,7 +13,7 @@ import stat
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from wfl.contexts import checks
+from wfl.contexts import checks, host
 from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError
 
@@ -39,15 +39,6 @@ _LIMITS = {
     "STACK_SIZE": resource.RLIMIT_STACK,
     "VIRTUAL_MEMORY": resource.RLIMIT_AS,
 }
-_ARCHITECTURES = {
-    "x86_64": "X64",
-    "amd64": "X64",
-    "i686": "X86",
-    "i386": "X86",
-    "aarch64": "ARM64",
-    "arm64": "ARM64",
-}
-_SYSTEMS = {"Linux": "LINUX", "Darwin": "MACOS"}
 LOWEST, HIGHEST = -20, 19  # niceness (setpriority(2))
 _ALL_MAY = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
@@ -175,11 +166,9 @@ def _check_host(template: JobTemplate) -> None:
     if template.candidate_machines and not host_names() & set(template.candidate_machines):
         wanted = ", ".join(template.candidate_machines)
         raise DeniedByDrmsError(f"candidate_machines are {wanted}; processes run on {socket.gethostname()}")
-    if template.machine_os and template.machine_os.upper() != _SYSTEMS.get(platform.system()):
-        raise DeniedByDrmsError(
-            f"machine_os is {template.machine_os}; this host runs {_SYSTEMS.get(platform.system())}"
-        )
+    if template.machine_os and template.machine_os.upper() != (runs := host.os_name(platform.system())):
+        raise DeniedByDrmsError(f"machine_os is {template.machine_os}; this host runs {runs}")
     if template.machine_arch:
-        here = _ARCHITECTURES.get(platform.machine(), platform.machine())
+        here = host.architecture(platform.machine())
         if template.machine_arch.upper() not in (here, platform.machine().upper()):
             raise DeniedByDrmsError(f"machine_arch is {template.machine_arch}; this host is {here}")

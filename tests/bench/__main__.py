@@ -52,6 +52,10 @@ def measure(lines: Sequence[Line], scale: Scale) -> None:
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     missed: list[Row] = []
     for line in lines:
+        if why := line.lacks():
+            print(f"\n{line.name}: not measured: {why}", flush=True)
+            report["lines"].append({"name": line.name, "lacks": why})
+            continue
         before = os.getloadavg()[0]
         rows = line.measure(scale)
         after = os.getloadavg()[0]

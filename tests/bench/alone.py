@@ -25,12 +25,14 @@ Figures = dict[str, float]
 
 DESCRIPTORS = 1024
 BATCH = 2000
+SETTLING = 6.0
+"""Seconds after which threads without work have ended."""
 
 
-def measure(name: str, number: int, *more: float) -> Figures:
+def measure(name: str, number: int, *more: float, **environment: str) -> Figures:
     """Run one of these in a program of its own, and return its figures."""
     command = [sys.executable, "-m", "tests.bench.alone", name, str(number), *map(str, more)]
-    done = subprocess.run(command, cwd=ROOT, env=compiled(), stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=compiled() | environment, stdout=subprocess.PIPE, check=True)
     figures: Figures = json.loads(done.stdout)
     return figures
 
@@ -145,7 +147,50 @@ def first(_: int) -> Figures:
     }
 
 
-MEASURES = {"in_flight": in_flight, "kept": kept, "wide": wide, "first": first}
+def containers(tasks: int, seconds: float) -> Figures:
+    """So many sleeping containers of the daemon at DOCKER_HOST at once, and what waiting costs for some seconds."""
+    from wfl import Context, JobTemplate, Workflow
+    from wfl.contexts.docker import DockerContext
+
+    offline = JobTemplate(extensions={"network": "none"})
+    session = Context.unique_session_name()
+    with Workflow(DockerContext(image="busybox", session_name=session, default_template=offline)) as flow:
+        check(flow.run("true"))
+        program, helper = psutil.Process(), helper_of_containers()
+        before = resident_mib(program)
+        begin = time.perf_counter()
+        job = flow.run_array(tasks, "sleep", "100000")
+        job.tasks[0].wait_started()
+        started = time.perf_counter()
+        time.sleep(SETTLING)
+        waiting_from, cpu = time.monotonic(), time.process_time() * 1e6 + cpu_us(helper)
+        time.sleep(seconds)
+        waiting_to, used = time.monotonic(), time.process_time() * 1e6 + cpu_us(helper) - cpu
+        figures = {
+            "waiting_from": waiting_from,
+            "waiting_to": waiting_to,
+            "start_rate": tasks / (started - begin),
+            "threads": program.num_threads(),
+            "helper_threads": helper.num_threads(),
+            "before_mib": before,
+            "program_mib": resident_mib(program),
+            "helper_mib": resident_mib(helper),
+            "cpu_percent": used / seconds / 1e4,
+        }
+        begin = time.perf_counter()
+        job.kill_all().synchronize()
+        killed = time.perf_counter()
+        job.failed()  # they were killed: seen, and no reason for a warning
+        job.reap_all()
+        return {**figures, "kill_s": killed - begin, "reap_s": time.perf_counter() - killed}
+
+
+def helper_of_containers() -> psutil.Process:
+    """The process that ends the containers of this program if it dies."""
+    return next(one for one in psutil.Process().children() if any("import vigil" in word for word in one.cmdline()))
+
+
+MEASURES = {"in_flight": in_flight, "kept": kept, "wide": wide, "first": first, "containers": containers}
 
 
 def main(name: str, number: str, *more: str) -> None:

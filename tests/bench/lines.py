@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tests.bench import alone, references, scenes
+from tests.bench import alone, containers, references, scenes
+from tests.bench.daemon import DOCKER, PODMAN, Service
 from tests.bench.measure import Goal, Row, Scale, in_turn, percentile, row
 from tests.bench.references import c_program
 from tests.bench.scenes import KEPT, NULL, Cost
@@ -254,13 +256,24 @@ def template(scale: Scale) -> list[Row]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table; `scene` is what `profile` runs, where one program does it all."""
+    """A line of the table.
+
+    scene: what `profile` runs, where one program does it all; lacks: why it cannot be measured here, None if it can.
+    """
 
     name: str
     measure: Callable[[Scale], Sequence[Row]]
     scene: Callable[[], object] | None = None
+    lacks: Callable[[], str | None] = lambda: None
 
 
+CONTAINERS: dict[str, tuple[Service, str | None, int]] = {
+    "docker": (DOCKER, None, 40),
+    "docker-none": (DOCKER, "none", 40),
+    "docker-host": (DOCKER, "host", 60),
+    "podman": (PODMAN, None, 10),
+}
+"""Lines of rates: the daemon, the network, how many containers."""
 LINES = (
     Line("array", array, lambda: scenes.array(2000)),
     Line("run", run, lambda: scenes.singles(2000)),
@@ -273,6 +286,13 @@ LINES = (
     Line("start-up", start_up, lambda: alone.first(0)),
     Line("store", store, lambda: scenes.array(2000, store=True)),
     Line("template", template, lambda: scenes.templates(20_000)),
+    *(
+        Line(name, containers.rates(*given), partial(containers.rate, *given[:2]), given[0].lacks)
+        for name, given in CONTAINERS.items()
+    ),
+    Line("docker-latency", containers.latency, lacks=DOCKER.lacks),
+    Line("docker-output", containers.output, lacks=DOCKER.lacks),
+    Line("docker-in-flight", containers.in_flight, lacks=DOCKER.lacks),
 )
 MORE_SCENES: dict[str, Callable[[], object]] = {
     "array-null": lambda: scenes.array(2000, NULL),

@@ -18,11 +18,12 @@ from wfl.contexts import helper
 _BOOT = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-report = sys.argv.pop(1)
-import cProfile, keeper, time
+report, name = sys.argv.pop(1), sys.argv.pop(1)
+import cProfile, importlib, time
+script = importlib.import_module(name)
 profile = cProfile.Profile(time.thread_time)
 try:
-    profile.runcall(keeper.main, sys.argv[1:])
+    profile.runcall(script.main, sys.argv[1:])
 finally:
     profile.dump_stats(report)
 """
@@ -63,9 +64,10 @@ def keepers_report_to(place: Path) -> Iterator[None]:
     def command(script: str, arguments: Sequence[str]) -> list[str]:
         nonlocal started
         started += 1
-        room = os.path.dirname(os.path.abspath(script))
-        report = str(place / f"keeper-{started}")
-        return [sys.executable, "-I", "-S", "-c", _BOOT, room, report, *arguments]
+        room, file = os.path.split(os.path.abspath(script))
+        name = os.path.splitext(file)[0]
+        report = str(place / f"{name}-{started}")
+        return [sys.executable, "-I", "-S", "-c", _BOOT, room, report, name, *arguments]
 
     helper._command = command  # noqa: SLF001
     try:

@@ -1,7 +1,11 @@
-"""The program that is built as one file: program environment | contexts | sleep N | detach STORE | find STORE."""
+"""The program that is built as one file.
+
+program environment | contexts | sleep N | detach STORE | find STORE | contain named|imported | leave named|imported
+"""
 # ruff: noqa: T201 - it is a program: it prints
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -48,6 +52,40 @@ def find(store: str) -> None:
             print(job.template and job.template.job_name, state, job.exit_status(), job.output())
 
 
+def containers(how: str) -> Context:
+    """A daemon's context: the one that WFL_CONTEXT names, or a class that is imported."""
+    if how == "named":
+        return Context.from_environment()
+    from wfl.contexts.docker import DockerContext
+
+    return DockerContext(image="busybox", session_name=os.environ["SESSION"])
+
+
+def contain(how: str) -> None:
+    """Run a job in a container, with a file copied in and one copied out, and print what came of it."""
+    alone = {"network": "none"}
+    with Workflow(containers(how), raise_errors=True) as flow:
+        Path("words").write_text("pear\napple\n", encoding="utf-8")
+        job = flow.run(
+            shell("sort /words > /sorted; env"),
+            stage_in_files={"/words": "words"},
+            stage_out_files={"sorted": "/sorted"},
+            extensions=alone,
+        )
+        print(Path("sorted").read_text(encoding="utf-8") if job.success() else job.info())
+        print(job.output())
+        print(flow.run(shell("exit 3"), extensions=alone).exit_status())
+
+
+def leave(how: str) -> None:
+    """Start a container that sleeps, say so, and wait for it."""
+    with Workflow(containers(how), raise_errors=True) as flow:
+        job = flow.run("sleep", "600", extensions={"network": "none"})
+        job.tasks[-1].wait_started()
+        print("started", flush=True)
+        job.wait()
+
+
 def main() -> None:
     """Run one command."""
     logging.basicConfig(level=logging.INFO)
@@ -57,6 +95,8 @@ def main() -> None:
         "sleep": sleep,
         "detach": detach,
         "find": find,
+        "contain": contain,
+        "leave": leave,
     }
     try:
         commands[sys.argv[1]](*sys.argv[2:])

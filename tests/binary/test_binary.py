@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.containers import NAMES, Daemon, address, lacking, settings_of
 
 pytestmark = pytest.mark.timeout(900)  # building takes a while on a busy machine
 
@@ -37,9 +40,7 @@ def missing() -> str | None:
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program as one file, built with wfl's own hook and no further word to PyInstaller."""
     if reason := missing():
-        if os.environ.get("WFL_REQUIRE_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking(reason)
     place = tmp_path_factory.mktemp("binary")
     options = ["--log-level", "WARN", "--noconfirm", "--onefile", "--specpath", ".", "--distpath", "dist"]
     done = subprocess.run(
@@ -81,17 +82,23 @@ class Runner:
         """An environment by which its processes and its temporary files can be told from others."""
         return {MARK: self.mark, "TMPDIR": str(self.temporary)}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start it in a session of its own."""
         return subprocess.Popen(
             [self.binary, *arguments],
             cwd=self.work,
-            env=self.known(),
+            env=self.known() | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+
+    def within(self, system: str) -> dict[str, str]:
+        """An environment by which it runs its jobs in containers, in a session of its own."""
+        chosen = f"{system}?image=busybox&session_name={self.mark}"
+        where = {"DOCKER_HOST": address("docker"), "CONTAINER_HOST": address("podman")}
+        return {**where, "WFL_CONTEXT": chosen, "SESSION": self.mark, "PATH": os.environ["PATH"]}
 
     def left(self) -> list[psutil.Process]:
         """All its living processes: the program's, the keepers', the tasks'."""
@@ -217,3 +224,69 @@ def test_detached_tasks_are_found_again(runner: Runner) -> None:
     assert sorted(lines) == ["long running 7 late", "short failed 3 early"]
     assert until(lambda: not runner.left())
     assert until(lambda: runner.unpacked() == [])
+
+
+@pytest.fixture
+def daemons(runner: Runner) -> Iterator[Callable[[str], Daemon]]:
+    """Gives a daemon of containers by its name; afterwards nothing of the binary's is in it."""
+    opened: list[Daemon] = []
+
+    def get(name: str) -> Daemon:
+        settings_of(address(name))
+        opened.append(Daemon(name, address(name)))
+        return opened[-1]
+
+    yield get
+    for daemon in opened:
+        daemon.remove_all(runner.mark)
+        daemon.close()
+
+
+WAYS = [*((name, "named") for name in NAMES), ("docker", "imported")]
+"""Daemons, and how the program comes by their context."""
+
+
+@pytest.mark.parametrize(("system", "how"), WAYS)
+def test_runs_jobs_in_containers(system: str, how: str, runner: Runner, daemons: Callable[[str], Daemon]) -> None:
+    """Found by name or imported, the contexts of containers are in the bundle with all that they need.
+
+    Files are copied in and out, output and exit status come back, nothing of the binary's own variables gets in, and
+    no container, process or unpacked bundle is left.
+    """
+    daemon = daemons(system)
+    lines = runner.run("contain", how, **runner.known(), **runner.within(system)).splitlines()
+    assert lines[:2] == ["apple", "pear"]
+    assert lines[-1] == "3"
+    assert any(line.startswith("JOB_ID=") for line in lines)
+    assert not [line for line in lines if line.startswith(("_PYI_", "LD_LIBRARY_PATH", MARK))]
+    daemon.is_empty(runner.mark)
+    assert until(lambda: not runner.left())
+    assert until(lambda: runner.unpacked() == [])
+
+
+@pytest.mark.parametrize(("system", "how"), WAYS)
+def test_killed_program_leaves_no_container(
+    system: str, how: str, runner: Runner, daemons: Callable[[str], Daemon]
+) -> None:
+    """When both processes of the binary are killed, the helper that it started ends its container, and goes itself."""
+    daemon = daemons(system)
+    program = runner.start("leave", how, **runner.within(system))
+    with program:
+        assert first_line(program) == "started"
+        assert daemon.states(runner.mark) == ["running"]
+        os.killpg(program.pid, signal.SIGKILL)
+        assert until(lambda: not daemon.states(runner.mark))
+    assert until(lambda: not runner.left())
+
+
+def test_says_what_is_missing_without_a_daemon(runner: Runner) -> None:
+    """The daemon's client is in the bundle: where nothing listens, the reason is that, and not an import."""
+    if importlib.util.find_spec("docker") is None:
+        lacking("docker-py is not in this environment, nor in the binary")
+    nowhere = f"unix://{runner.work}/none.sock"
+    with runner.start("contain", "named", **{**runner.within("docker"), "DOCKER_HOST": nowhere}) as program:
+        _, errors = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 1
+    assert re.search(
+        rf"^wfl\.errors\.DrmCommunicationError: {nowhere}: No such file or directory\. ", errors, re.MULTILINE
+    )

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from wfl.testing.conformance.programs import Program, hear_signals
 from wfl.testing.conformance.site import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from wfl.testing.conformance.site import Site
 
@@ -27,6 +28,8 @@ HANGING = 240.0
 _facts: dict[str, Any] = {}
 """By name of the site: its backend, opened once, or what went wrong."""
 _recorded = results.Record()
+_counted: list[tuple[Site, Mapping[str, int]]] = []
+"""What was there before the workflow that the cases of a file have in common."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -127,6 +130,30 @@ def _backend(site: Site) -> Any:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a case has started in the system is gone after it."""
+    site: Site | None = getattr(getattr(request.node, "callspec", None), "params", {}).get("site")
+    if site is None or site.count is None or "common" in request.fixturenames:
+        yield
+        return
+    request.getfixturevalue("site")  # whether it is there at all
+    before = site.count()
+    yield
+    if site.clean is not None:
+        for name in ("kept", "one", "two"):
+            site.clean(name)
+    _check_count(site, before)
+
+
+def _check_count(site: Site, before: Mapping[str, int]) -> None:
+    assert site.count is not None
+    end = time.monotonic() + site.seconds(10)  # a helper of a killed program may still be at it
+    while (after := site.count()) != before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert after == before, "left in the system"
+
+
 @pytest.fixture
 def make_flow(site: Site) -> Iterator[Callable[..., Workflow]]:
     """Opens workflows with given settings of the context; all are ended and closed after the case."""
@@ -158,12 +185,17 @@ def _opened() -> Iterator[dict[str, Workflow]]:
     yield flows
     for flow in flows.values():
         flow.kill_all().close()
+    for site, before in _counted:
+        _check_count(site, before)
+    _counted.clear()
 
 
 @pytest.fixture
 def common(site: Site, _opened: dict[str, Workflow]) -> Workflow:
     """A workflow for cases that end or kill all that they start and look at nothing else; opening one takes time."""
     if site.name not in _opened:
+        if site.count is not None:
+            _counted.append((site, site.count()))
         _opened[site.name] = Workflow(site.open()).raise_for_error()
     return _opened[site.name]
 

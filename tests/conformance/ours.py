@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import subprocess
@@ -32,6 +33,7 @@ PROCESS = Site(
     shared=Path(tempfile.gettempdir()),
     commands=POSIX | {"setsid"},
     local=True,
+    inapplicable={"test_jobs_of_session": "processes do not bear the name of their session"},
 )
 PROCESS_STORE = Site(
     name="process-store",
@@ -59,44 +61,63 @@ def _address(name: str) -> str:
     return subprocess.run([script, name], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _mounted(given: JobTemplate | None) -> JobTemplate:
-    """A default template with the shared directory in it."""
-    bound = JobTemplate(stage_in_files={str(MOUNTED): f"bind:{MOUNTED}"})
-    return bound if given is None else given.merged_with(bound)
+_WITH_SHARED = JobTemplate(stage_in_files={str(MOUNTED): f"bind:{MOUNTED}"})
+"""What lets jobs in containers see the shared directory."""
 
 
-def _docker(*, default_template: JobTemplate | None = None, **given: Any) -> Context:
-    from wfl.contexts.docker import DockerContext
-
-    given = {"image": "busybox", "base_url": _address("docker"), **given}
-    return DockerContext(default_template=_mounted(default_template), **given)
+def _in_containers(name: str, *, default_template: JobTemplate | None = None, **given: Any) -> Context:
+    default = _WITH_SHARED if default_template is None else default_template.merged_with(_WITH_SHARED)
+    return Context.named(name, image="busybox", base_url=_address(name), default_template=default, **given)
 
 
-def _podman(*, default_template: JobTemplate | None = None, **given: Any) -> Context:
-    from wfl.contexts.podman import PodmanContext
+def _containers(name: str, **settings: Any) -> Site:
+    """A site at a daemon of containers."""
+    return Site(
+        name=name,
+        context=functools.partial(_in_containers, name),
+        program=f"wfl.testing.conformance.ours:{name.upper()}",
+        shared=MOUNTED,
+        refuse=lambda: JobTemplate(remote_command="", job_category="No Image"),
+        reason="job_category",
+        default=_WITH_SHARED,
+        count=functools.partial(_count, name),
+        clean=functools.partial(_clean, name),
+        inapplicable=_DIFFERENT,
+        **settings,
+    )
 
-    given = {"image": "busybox", "base_url": _address("podman"), **given}
-    return PodmanContext(default_template=_mounted(default_template), **given)
+
+def _count(name: str) -> dict[str, int]:
+    """What the daemon holds."""
+    import docker
+
+    with contextlib.closing(docker.APIClient(base_url=_address(name), version="1.41")) as client:
+        return {
+            "containers": len(client.containers(all=True)),
+            "images": len(client.images()),
+            "networks": len(client.networks()),
+            "volumes": len(client.volumes()["Volumes"] or ()),
+        }
 
 
-_ALIKE = {"test_status_above_128": "daemons of containers tell an exit with 128+N and an end by signal N alike"}
+def _clean(name: str, session: str) -> int:
+    from wfl.contexts.docker import DockerContext, clean
 
-DOCKER = Site(
-    name="docker",
-    context=_docker,
-    program="wfl.testing.conformance.ours:DOCKER",
-    shared=MOUNTED,
-    latency=5.0,
-    inapplicable=_ALIKE,
-)
-PODMAN = Site(
-    name="podman",
-    context=_podman,
-    program="wfl.testing.conformance.ours:PODMAN",
-    shared=MOUNTED,
-    latency=10.0,
-    inapplicable=_ALIKE,
-)
+    context = Context.named(name, base_url=_address(name))
+    assert isinstance(context, DockerContext)
+    return clean(session, context)
+
+
+_DIFFERENT = {
+    "test_candidate_machines": "a container's host has the name that is given",
+    "test_empty_command": "without a command the image's own is run",
+    "test_join_files": "daemons of containers read the two streams apart, so their order is not known",
+    "test_missing_working_directory": "daemons of containers make the working directory",
+    "test_status_above_128": "daemons of containers tell an exit with 128+N and an end by signal N alike",
+}
+
+DOCKER = _containers("docker", latency=5.0)
+PODMAN = _containers("podman", latency=10.0)
 
 
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}

@@ -32,6 +32,7 @@ class Trait(StrEnum):
     STORE = "contexts of this kind take no store"
     PROGRAMS = "the context cannot be made in another program"
     LOCAL = "jobs are no processes of this machine's process table"
+    MONITOR = "the context shows nothing of its system but its own jobs"
 
 
 class Field(str):
@@ -70,6 +71,10 @@ class Site:
     store: whether `store` is an argument that works.
     settings: arguments that every context of this site gets, such as a store; a callable is called for each.
     succeed, fail, stay: templates of a job that ends well, one that ends with a status, one that runs for ten minutes.
+    refuse, reason: the template of a job that is never started, and a word of the error that says why.
+    default: what the contexts of this site add to every template.
+    count: how many things of each kind the system holds, the same before and after a case; clean: removes what a
+    session, by its name, has left there for later programs.
     files: the suite's files that are run, None for all.
     inapplicable: reasons for cases known not to apply, by the test's name, or by its file's ("test_death").
     """
@@ -87,6 +92,11 @@ class Site:
     succeed: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="true")
     fail: Callable[[int], JobTemplate] = lambda status: shell(f"exit {status}")
     stay: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="sleep", args=("600",))
+    refuse: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="")
+    reason: str = "remote_command"
+    default: JobTemplate = field(default_factory=JobTemplate)
+    count: Callable[[], Mapping[str, int]] | None = None
+    clean: Callable[[str], object] | None = None
     files: frozenset[str] | None = None
     inapplicable: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,6 +104,10 @@ class Site:
         """A context with a session name of its own."""
         given = {name: make() for name, make in self.settings.items()}
         return self.context(**{"session_name": Context.unique_session_name(), **given, **settings})
+
+    def filled(self, template: JobTemplate) -> JobTemplate:
+        """What a task shows that was submitted with this template."""
+        return template.merged_with(self.default)
 
     def seconds(self, idle: float) -> float:
         """A time-out for what takes much less than `idle` seconds on an idle machine."""
@@ -119,6 +133,8 @@ class Site:
             return None if need in backend.fields else f"{backend.name} does not honour {need}"
         if isinstance(need, Command):
             return None if need in self.commands else f"jobs find no command {need}"
+        if need is Trait.MONITOR:
+            return str(need) if type(self.open()).monitor is Context.monitor else None
         has = {
             Trait.EXECUTION: self.executes,
             Trait.CLOCK: self.executes,

@@ -140,9 +140,9 @@ def test_defaults_apply(site: Site, make_flow: Callable[..., Workflow]) -> None:
     assert [task.template.job_name for task in array_of(job)] == ["default-1", "default-2", "default-3"]
 
 
-def test_refused_array(flow: Workflow) -> None:
+def test_refused_array(site: Site, flow: Workflow) -> None:
     """An array that cannot be started: every element has FAILED with launch_failure, and it is an error of the Job."""
-    job = flow.run_array(3, "")
+    job = flow.run_array(3, site.refuse())
     assert job.last_error is not None
     assert [info.sub_state for info in job.infos()] == ["launch_failure"] * 3
     assert job.wait().state is JobState.FAILED

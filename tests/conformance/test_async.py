@@ -37,7 +37,7 @@ def test_await_failures(site: Site, flow: Workflow) -> None:
     """Awaiting a Job that failed, or could not be submitted, raises nothing by itself."""
 
     async def main() -> list[Job]:
-        return [await flow.run(site.fail(2)), await flow.run("")]
+        return [await flow.run(site.fail(2)), await flow.run(site.refuse())]
 
     failed, refused = asyncio.run(main())
     assert failed.exit_status() == 2

@@ -141,7 +141,7 @@ def test_default_observer(site: Site, flow: Workflow, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "wfl"):
         good = flow.run(site.succeed()).observe(Observer.default())
         bad = flow.run(site.fail(1)).observe(Observer.default())
-        flow.run("").observe(Observer.default())
+        flow.run(site.refuse()).observe(Observer.default())
     levels = {record.getMessage(): record.levelname for record in caplog.records}
     assert any(good.job_id in words and level == "INFO" for words, level in levels.items())
     assert any(bad.job_id in words and level == "ERROR" for words, level in levels.items())

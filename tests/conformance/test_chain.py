@@ -44,7 +44,7 @@ KINDS: dict[str, Make] = {
     "failing single": lambda flow, site: flow.run(site.fail(3)),
     "failing array": lambda flow, site: flow.run_array(2, site.fail(3)),
     "failing matrix": lambda flow, site: matrix(flow, site.fail(3)),
-    "refused": lambda flow, _: flow.run(""),
+    "refused": lambda flow, site: flow.run(site.refuse()),
 }
 
 
@@ -487,7 +487,14 @@ def test_empty_job_gets_on(site: Site, flow: Workflow) -> None:
 
 def test_errors_are_kept(site: Site, flow: Workflow) -> None:
     """`errors` keeps all errors in order, `last_error` is the latest; nothing clears them."""
-    job = flow.run("").run(site.stay()).wait(timeout=0).run("").run(site.succeed()).wait(site.within(60))
+    job = (
+        flow.run(site.refuse())
+        .run(site.stay())
+        .wait(timeout=0)
+        .run(site.refuse())
+        .run(site.succeed())
+        .wait(site.within(60))
+    )
     errors = job.errors
     assert len(errors) == 3
     assert isinstance(errors[1], TimeoutError)
@@ -498,7 +505,7 @@ def test_errors_are_kept(site: Site, flow: Workflow) -> None:
 
 def test_chain_goes_on(site: Site, flow: Workflow) -> None:
     """A chain goes on after an error as written."""
-    job = flow.run("").then_run(site.succeed()).wait(site.within(60)).then_run(site.succeed())
+    job = flow.run(site.refuse()).then_run(site.succeed()).wait(site.within(60)).then_run(site.succeed())
     assert job.success()
     assert len(job.errors) == 1
 
@@ -507,7 +514,7 @@ def test_raise_errors(site: Site, make_flow: Callable[..., Workflow]) -> None:
     """With `raise_errors=True` every error of a chain raises at once."""
     flow = make_flow(raise_errors=True)
     with pytest.raises(WflError):
-        flow.run("")
+        flow.run(site.refuse())
     with pytest.raises(TimeoutError):
         flow.run(site.stay()).wait(timeout=0)
     with pytest.raises(InvalidStateError):
@@ -519,7 +526,7 @@ def test_unseen_failures_are_logged(
 ) -> None:
     """Failures that nobody looked at are logged as one warning with their number when the workflow closes."""
     flow = make_flow()
-    flow.run(site.fail(1)).resubmit(3).wait().run("")
+    flow.run(site.fail(1)).resubmit(3).wait().run(site.refuse())
     with caplog.at_level(logging.WARNING, "wfl"):
         flow.run(site.succeed()).wait()
         for task in flow.jobs():
@@ -542,7 +549,7 @@ def test_seen_failures_are_not_logged(
     flow.run(site.fail(1)).exit_status()
     flow.run(site.fail(1)).wait().infos()
     flow.run(site.fail(1)).on_failure_run(site.succeed()).wait()
-    assert flow.run("").last_error
+    assert flow.run(site.refuse()).last_error
     with caplog.at_level(logging.WARNING, "wfl"):
         caplog.clear()
         flow.close()

@@ -259,6 +259,6 @@ def test_failure_tells(flow: Workflow) -> None:
 def test_system_errors_are_kept(site: Site, flow: Workflow, caplog: pytest.LogCaptureFixture) -> None:
     """What the system refuses is kept in the chain, and raised or printed by nobody who did not ask."""
     with caplog.at_level(logging.WARNING, "wfl"):
-        job = flow.run("").run(site.succeed()).wait()
+        job = flow.run(site.refuse()).run(site.succeed()).wait()
     assert isinstance(job.last_error, WflError)
     assert job.success()

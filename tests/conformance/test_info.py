@@ -90,11 +90,11 @@ def test_slots(site: Site, flow: Workflow) -> None:
     assert known(flow.run(site.succeed(), min_slots=2).wait().info()).slots == 2
 
 
-def test_refused(flow: Workflow) -> None:
+def test_refused(site: Site, flow: Workflow) -> None:
     """A job that never ran has no exit status and no dispatch time; its annotation says why."""
-    info = known(flow.run("").wait().info())
+    info = known(flow.run(site.refuse()).wait().info())
     assert (info.exit_status, info.dispatch_time, info.sub_state) == (None, None, "launch_failure")
-    assert "remote_command" in (info.annotation or "")
+    assert site.reason in (info.annotation or "")
 
 
 def test_array_info(site: Site, flow: Workflow) -> None:

@@ -108,12 +108,13 @@ def test_deadline_in_the_queue(site: Site, make_flow: Callable[..., Workflow]) -
 
 
 @needs(Trait.EXECUTION)
-def test_context_max_parallel(make_flow: Callable[..., Workflow]) -> None:
+def test_context_max_parallel(site: Site, make_flow: Callable[..., Workflow]) -> None:
     """`max_parallel` of the context: never more of its tasks run at once, single ones and arrays together (design
     point 12).
     """
     flow = make_flow(max_parallel=2)
-    job = flow.run("sleep", "0.1").resubmit(3).run_array(4, "sleep", "0.1").synchronize()
+    duration = str(0.1 * site.latency)
+    job = flow.run("sleep", duration).resubmit(3).run_array(4, "sleep", duration).synchronize()
     assert not job.any_failed()
     assert most_at_once(job) == 2
 

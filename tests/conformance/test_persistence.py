@@ -86,13 +86,14 @@ def test_signal_is_kept(program: Start, store: Path, again: Callable[[], Workflo
 
 
 @needs(Trait.PROGRAMS)
-def test_refused_is_kept(program: Start, store: Path, again: Callable[[], Workflow]) -> None:
+def test_refused_is_kept(site: Site, program: Start, store: Path, again: Callable[[], Workflow]) -> None:
     """A failed submission is known to a later program with its reason."""
-    assert program(OPEN + "flow.run('')\nflow.close()\n", store, "-").wait() == 0
+    source = OPEN + "flow.run(JobTemplate.from_json(arguments[2]))\nflow.close()\n"
+    assert program(source, store, "-", site.refuse().to_json()).wait() == 0
     info = only(again()).info()
     assert info is not None
     assert (info.state, info.sub_state, info.exit_status) == (JobState.FAILED, "launch_failure", None)
-    assert "remote_command" in (info.annotation or "")
+    assert site.reason in (info.annotation or "")
 
 
 @needs(Trait.PROGRAMS)

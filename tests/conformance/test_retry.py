@@ -127,9 +127,9 @@ def test_backoff(site: Site, flow: Workflow) -> None:
     assert len(only(job.tasks).attempts) == 4
 
 
-def test_refused_is_retried(flow: Workflow) -> None:
+def test_refused_is_retried(site: Site, flow: Workflow) -> None:
     """A failed submission is retried like any failure."""
-    job = flow.run("").retry(2, backoff=0)
+    job = flow.run(site.refuse()).retry(2, backoff=0)
     assert len(only(job.tasks).attempts) == 3
     assert len(job.errors) >= 1
 

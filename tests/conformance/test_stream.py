@@ -92,9 +92,9 @@ def test_stream_of_array(flow: Workflow) -> None:
     assert list(flow.run_array(3, shell("echo $TASK_ID; echo b")).stream()) == ["1", "b", "2", "b", "3", "b"]
 
 
-def test_stream_of_refused(flow: Workflow) -> None:
+def test_stream_of_refused(site: Site, flow: Workflow) -> None:
     """The stream of a job that was never started is empty."""
-    assert list(flow.run("").stream()) == []
+    assert list(flow.run(site.refuse()).stream()) == []
 
 
 def test_left_early(flow: Workflow) -> None:

@@ -35,7 +35,7 @@ def test_second_run_appends(site: Site, flow: Workflow) -> None:
     """A second `run` adds a task to the same Job, in order, and does not wait for the first."""
     job = flow.run(site.stay()).run(site.succeed())
     first, second = job.tasks
-    assert (first.template, second.template) == (site.stay(), site.succeed())
+    assert (first.template, second.template) == (site.filled(site.stay()), site.filled(site.succeed()))
     assert job.job_id == second.id
     assert not first.state.ended
 
@@ -45,7 +45,7 @@ def test_template_or_words(site: Site, flow: Workflow) -> None:
     template = site.stay()
     assert template.remote_command
     words = flow.run(template.remote_command, *(template.args or ()))
-    assert words.template == flow.run(template).template == template
+    assert words.template == flow.run(template).template == site.filled(template)
 
 
 def test_fields_of_run(site: Site, flow: Workflow) -> None:
@@ -80,7 +80,7 @@ def test_resubmit(site: Site, make_flow: Callable[..., Workflow]) -> None:
     flow = make_flow(default_template=JobTemplate(job_name="default"))
     job = flow.run(site.succeed()).resubmit(3).synchronize(site.within(60))
     assert len(job.tasks) == 4
-    assert {task.template for task in job.tasks} == {site.succeed().replace(job_name="default")}
+    assert {task.template for task in job.tasks} == {site.filled(site.succeed().replace(job_name="default"))}
     assert [task.state for task in job.tasks] == [JobState.DONE] * 4
 
 

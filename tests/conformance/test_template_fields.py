@@ -228,4 +228,4 @@ def test_template_is_told_as_submitted(site: Site, make_flow: Callable[..., Work
     flow = make_flow(default_template=JobTemplate(job_environment={"A": "1"}))
     template = flow.run(site.succeed(), job_name="n").tasks[0].template
     assert JobTemplate.from_json(template.to_json()) == template
-    assert template == site.succeed().replace(job_name="n", job_environment={"A": "1"})
+    assert template == site.filled(site.succeed().replace(job_name="n", job_environment={"A": "1"}))

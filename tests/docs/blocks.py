@@ -1,7 +1,8 @@
 """Finds the fenced code blocks of a page, and runs its Python: python blocks.py PAGE CHAPTER.
 
 The Python blocks of a page share one namespace, in order; `<!-- fresh -->` on a line of its own begins a new
-one, a chapter. A block with title="NAME" is also a file of that name in the directory where the blocks run.
+one, a chapter. `<!-- needs NAME -->` in a chapter names a system that it talks to; a chapter may need several.
+A block with title="NAME" is also a file of that name in the directory where the blocks run.
 """
 
 import re
@@ -12,6 +13,7 @@ from textwrap import dedent
 
 FENCE = re.compile(r"^\s*(?:>\s*)*(?P<mark>`{3,}|~{3,})\s*(?P<info>[^`]*)$")
 FRESH = re.compile(r"^\s*<!--\s*fresh\s*-->\s*$")
+NEEDS = re.compile(r"^\s*<!--\s*needs\s+(?P<name>\w+)\s*-->\s*$")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def blocks_of(page: Path) -> list[Block]:
         message = f"{page}:{opened}: this code block is never closed"
         raise ValueError(message)
     return blocks
+
+
+def needs_of(page: Path, chapter: int) -> list[str]:
+    """Return the names of the systems without which a chapter cannot be run."""
+    current, names = 0, list[str]()
+    for line in page.read_text(encoding="utf-8").splitlines():
+        current += bool(FRESH.match(line))
+        if current == chapter and (found := NEEDS.match(line)):
+            names.append(found["name"])
+    return names
 
 
 def main(page: Path, chapter: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import Block, blocks_of
+from tests.containers import address, settings_of
+from tests.docs.blocks import Block, blocks_of, needs_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -19,6 +20,8 @@ BLOCKS = [(page, block) for page in PAGES for block in blocks_of(page)]
 CHAPTERS = sorted({(page, block.chapter) for page, block in BLOCKS if block.language == "python"})
 COMMANDS = [(page, block) for page, block in BLOCKS if block.language in ("bash", "console")]
 LIMIT_SECONDS = 120
+VARIABLES = {"docker": "DOCKER_HOST", "podman": "CONTAINER_HOST"}
+"""What tells the code of a page where a system is."""
 
 
 def name_of(value: object) -> str:
@@ -28,11 +31,12 @@ def name_of(value: object) -> str:
     return f"line-{value.line}" if isinstance(value, Block) else f"chapter-{value}"
 
 
-def run(command: list[str], directory: Path) -> None:
+def run(command: list[str], directory: Path, **variables: str) -> None:
     """Run a command in a directory of its own, with this environment's programs first; it has to succeed."""
     environment = os.environ | {
         "HOME": str(directory),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **variables,
     }
     done = subprocess.run(
         command,
@@ -79,10 +83,14 @@ def check_pip_install(words: list[str]) -> None:
 
 @pytest.mark.parametrize(("page", "chapter"), CHAPTERS, ids=name_of)
 def test_python_blocks_run(page: Path, chapter: int, tmp_path: Path) -> None:
-    """The Python of a page runs from top to bottom without an error or a warning."""
+    """The Python of a page runs from top to bottom without an error or a warning, given the systems that it needs."""
+    needs = needs_of(page, chapter)
+    for name in needs:
+        settings_of(address(name))
     lay_out(page, tmp_path)
     script = str(Path(__file__).with_name("blocks.py"))
-    run([sys.executable, "-W", "error", script, str(page), str(chapter)], tmp_path)
+    hosts = {VARIABLES[name]: address(name) for name in needs}
+    run([sys.executable, "-W", "error", script, str(page), str(chapter)], tmp_path, **hosts)
 
 
 @pytest.mark.parametrize(("page", "block"), COMMANDS, ids=name_of)

@@ -2,18 +2,25 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.containers import NAMES, address, lacking, settings_of
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAIN = "digits.py"
-STEPS = {"digits_tasks.py", "digits_report.py"}
-"""Run by the main example."""
+CONTAINERS = "containers.py"
+STEPS = {"digits_tasks.py", "digits_report.py", "containers_calls.py"}
+"""Run by the main example, and by the one with containers."""
 NEEDED = ("sklearn", "matplotlib")
 """What the main example needs besides wfl."""
 LIMIT_SECONDS = 250
@@ -99,27 +106,32 @@ PROMISES = {
 FOUND = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-def run(example: str, directory: Path, *arguments: str) -> str:
+def run(example: str, directory: Path, *arguments: str, **variables: str) -> str:
     """Run an example in a directory of its own; it succeeds, warns of nothing, and leaves nothing but its output."""
+    done = attempt(["-W", "error", str(EXAMPLES / example), *arguments], directory, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def attempt(arguments: list[str], directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments to its end, whatever that is."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WFL_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / example), *arguments],
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=directory,
-        env=environment | {"TMPDIR": str(directory)},
+        env=environment | {"TMPDIR": str(directory)} | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    return done.stdout
 
 
 def test_all_examples_are_known() -> None:
     """Each file of examples/ has its promises here, and each file named here is there."""
-    assert set(FOUND) == {*PROMISES, *STEPS, MAIN}
+    assert set(FOUND) == {*PROMISES, *STEPS, MAIN, CONTAINERS}
 
 
 def test_readme_lists_all_examples() -> None:
@@ -137,7 +149,7 @@ def test_example_opens_with_a_sentence(example: str) -> None:
     assert sentence[-1] in ".?"
 
 
-@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN}))
+@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN, CONTAINERS}))
 def test_example_prints_what_it_promises(example: str, tmp_path: Path) -> None:
     """An example prints its promised lines and no others, without a warning, and cleans up behind itself."""
     lines = run(example, tmp_path).splitlines()
@@ -157,8 +169,8 @@ def test_streaming_is_not_late(tmp_path: Path) -> None:
 def test_main_example(tmp_path: Path) -> None:
     """The search over the digits finds a good model, survives its failures, and leaves a report with a picture."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing and os.environ.get("WFL_REQUIRE_ALL") != "1":
-        pytest.skip(f"{' and '.join(missing)} not in this environment (the extra `examples` has them)")
+    if missing:
+        lacking(f"{' and '.join(missing)} not in this environment (the extra `examples` has them)")
 
     output = run(MAIN, tmp_path, "3")
 
@@ -179,6 +191,66 @@ def test_main_example(tmp_path: Path) -> None:
     assert page.count("\n| ") == 1 + 9  # the head, and a row for each training
     assert "failed: ValueError: Negative values" in page
     check_picture(picture)
+
+
+def hosts() -> dict[str, str]:
+    """What tells a program where the daemons are."""
+    return {"DOCKER_HOST": address("docker"), "CONTAINER_HOST": address("podman")}
+
+
+@pytest.mark.parametrize("system", NAMES)
+def test_containers(system: str, tmp_path: Path) -> None:
+    """One variable chooses the daemon; the parser's failure is told and made good; nothing stays behind, here or there.
+
+    What is counted is compared with Python's own parser.
+    """
+    settings = settings_of(address(system))
+
+    lines = run(CONTAINERS, tmp_path, "json", WFL_CONTEXT=f"{system}?session_name={tmp_path.name}", **hosts())
+
+    assert lines.splitlines() == [
+        "old: SyntaxError: Missing parentheses in call to 'print'. Did you mean print(...)?",
+        "old: len 1, max 1, upper 1",
+        f"json: {', '.join(f'{name} {number}' for name, number in most_called(Path(json.__file__).parent))}",
+    ]
+    assert list(tmp_path.iterdir()) == []
+    assert containers_of(tmp_path.name, settings) == []
+
+
+def most_called(package: Path) -> list[tuple[str, int]]:
+    """The three names that a package calls most, and how often."""
+    counts: Counter[str] = Counter()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call):
+                counts[str(getattr(node.func, "id", "") or getattr(node.func, "attr", ""))] += 1
+    del counts[""]
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
+
+
+def containers_of(session: str, settings: Mapping[str, Any]) -> list[object]:
+    """What is left of a session."""
+    from wfl.contexts.containers.client import Client
+
+    client = Client(settings)
+    try:
+        return [*client.list({"wfl.session": session})]
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("system", NAMES)
+def test_containers_without_a_daemon(system: str, tmp_path: Path) -> None:
+    """Where no daemon listens, the example says so in one line: what it asked, and what to do."""
+    if importlib.util.find_spec("docker") is None:
+        lacking("docker-py is not in this environment")
+    nowhere = f"unix://{tmp_path}/none.sock"
+    place = {"WFL_CONTEXT": system, "DOCKER_HOST": nowhere, "CONTAINER_HOST": nowhere}
+    done = attempt(["-W", "error", str(EXAMPLES / CONTAINERS)], tmp_path, **place)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    cure = {"docker": "Is the daemon running", "podman": "Start its service"}[system]
+    assert re.fullmatch(rf"no containers here: {nowhere}: .*No such file.*{cure}.*\n", done.stderr), done.stderr
 
 
 def check_picture(path: Path) -> None:

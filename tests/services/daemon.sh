@@ -48,7 +48,7 @@ image() { # image NAME TAG COMMAND : makes the image with images/NAME.sh unless 
     ask "/images/$1:$2/json" >"$base/found" 2>&1 && return
     made=$(mktemp "$base/image-XXXXXX")
     "images/$1.sh" >"$made"
-    ask "/v1.40/images/create?fromSrc=-&repo=$1&tag=$2&changes=CMD+%5B%22$3%22%5D" \
+    ask "/v1.40/images/create?fromSrc=-&repo=$1:$2&changes=CMD+%5B%22$3%22%5D" \
         --request POST --header 'Content-Type: application/x-tar' --data-binary "@$made" >"$base/found"
     rm -f "$made"
     ask "/images/$1:$2/json" >"$base/found"
@@ -68,8 +68,8 @@ unmount_all() { # what is still mounted below the directory, innermost first
     awk -v base="$base/" 'index($2, base) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r -n 1 umount
 }
 
-remove_bridge() { # remove_bridge DEVICE : if this start made it
-    [ -e "$base/made-$1" ] || return 0
+remove_bridge() { # remove_bridge DEVICE COMMAND : if this start made it, and no other such daemon is here
+    { [ -e "$base/made-$1" ] && ! pidof "$2" >/dev/null; } || return 0
     ip link delete "$1" 2>/dev/null || true
     rm -f "$base/made-$1"
 }

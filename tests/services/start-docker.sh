@@ -7,6 +7,8 @@ name=docker
 
 may
 need dockerd=docker.io curl=curl ip=iproute2
+# What stands between programs and a daemon in tests: other hosts, certificates, a registry.
+need sshd=openssh-server ssh=openssh-client openssl=openssl docker-registry=docker-registry
 if ! runs dockerd; then
     ./stop-docker.sh # what a killed daemon has left
     [ -e /sys/class/net/docker0 ] || touch "$base/made-docker0"

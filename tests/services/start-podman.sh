@@ -40,4 +40,5 @@ END
 fi
 wait_until_up podman
 image busybox latest sh
+image python 3.11 python3
 echo "podman $(ask /version | sed 's/.*"Version":"\([^"]*\)","ApiVersion.*/\1/') at $address"

@@ -26,5 +26,5 @@ for line in $(grep -lsF "$base/exec/containerd/" /proc/[0-9]*/cmdline); do
     case "$(readlink "/proc/$number/exe")" in */containerd*) stop "$number" ;; esac
 done
 unmount_all
-remove_bridge docker0
+remove_bridge docker0 dockerd
 rm -rf "$base/exec" "$pid_file" "$socket" # what stays: the images

@@ -12,5 +12,5 @@ own=(podman --root "$base/root" --runroot "$base/run")
 "${own[@]}" rm --all --force --time 0 --volumes >"$base/log" || exit 1
 runs podman && stop "$(cat "$pid_file")"
 unmount_all
-remove_bridge cni-podman0
+remove_bridge cni-podman0 podman
 rm -rf "$base/run" "$base/tmp" "$pid_file" "$socket" # what stays: the images

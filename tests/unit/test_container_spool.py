@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -307,3 +309,15 @@ def test_copied_to_a_file(tmp_path: Path) -> None:
     assert target.read_bytes() == b""
     with pytest.raises(InvalidStateError, match=r"cannot write .*nowhere/out: No such file"):
         spool.copy_to("stdout", str(tmp_path / "nowhere" / "out"))
+
+
+def test_a_copy_to_the_programs_own_output_follows_what_is_there(tmp_path: Path) -> None:
+    """A program whose output goes to a file loses nothing of it: that file is not emptied by a copy to /dev/stdout."""
+    code = (
+        "from pathlib import Path; from wfl.contexts.containers.spool import Spool; print('before', flush=True); "
+        f"s = Spool(Path({str(tmp_path)!r}), 'x'); s.fill([bytes([1, 0, 0, 0, 0, 0, 0, 7]) + b'within\\n']); "
+        "s.copy_to('stdout', '/dev/stdout'); print('after')"
+    )
+    with open(tmp_path / "out", "wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "before\nwithin\nafter\n"

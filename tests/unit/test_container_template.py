@@ -615,8 +615,8 @@ def test_copies_are_what_is_not_mounted(here: Path) -> None:
     (here / "a").touch()
     (here / "bind:b").touch()
     files = {"/x/./a/": "a", "/y": "./bind:b", "/m": "bind:/etc", "/v": "volume:v"}
-    assert template.copies_in(JobTemplate(stage_in_files=files)) == {"/x/a": f"{here}/a", "/y": f"{here}/bind:b"}
-    assert template.copies_in(JobTemplate()) == {}
+    assert template.copies_in(JobTemplate(stage_in_files=files), "/") == {"/x/a": f"{here}/a", "/y": f"{here}/bind:b"}
+    assert template.copies_in(JobTemplate(), "/") == {}
 
 
 def test_paths_of_this_side_are_looked_at_from_the_programs_directory(here: Path) -> None:

@@ -663,10 +663,9 @@ def test_empty_command_is_refused() -> None:
 def test_reaped_jobs_are_forgotten(flow_on: Callable[..., Workflow]) -> None:
     """After reaping, the system does not know the job any more."""
     system = FakeSystem()
-    backend = FakeContext(system).backend()
     job = flow_on(system).run("x").reap_all()
     assert job.job_id == "1"
-    assert not backend.ids()
+    assert not system.ids()
 
 
 def test_sessions_share_a_system(flow_on: Callable[..., Workflow]) -> None:

@@ -11,25 +11,22 @@ import sysconfig
 import threading
 import time
 import uuid
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.containers import ANSWER, IMAGE, settings_of
 from tests.faults.machine import CLEAN, PATIENCE, Program, children_of, command_of, slowness, stat_of, wait_until
 from wfl.contexts import helper
 from wfl.contexts.containers import vigil
-from wfl.errors import SessionManagementError, WflError
+from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from wfl.contexts.containers.undertaker import Undertaker
 
-IMAGE = "busybox:latest"
-ANSWER = 60.0
-"""Seconds that the daemon may take to answer."""
 BUDGET_KIB = 12 * 1024
 """Memory that a waiting helper may take: little more than an interpreter."""
 STATES = ("created", "exited", "paused", "running")
@@ -105,38 +102,10 @@ class Daemon:
         self.api.close()
 
 
-def missing(settings: dict[str, Any]) -> str | None:
-    """What is needed of the daemon, and is not here."""
-    try:
-        from wfl.contexts.containers.client import Client
-        from wfl.contexts.containers.settings import client_of
-
-        settings.update(client_of(None, None, ANSWER, None))
-        client = Client(settings)
-        try:
-            client.version()
-            there = client.has_image(IMAGE)
-        finally:
-            client.close()
-    except ImportError as error:
-        return f"docker-py is not in this environment: {error}"
-    except WflError as error:
-        return f"no container daemon answers: {error}"
-    return None if there else f"the image {IMAGE} is not there"
-
-
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """How the daemon is reached."""
-    found: dict[str, Any] = {}
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # see `unclosed` below
-        reason = missing(found)
-        gc.collect()
-    if reason:
-        if os.environ.get("WFL_REQUIRE_ALL") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+    return settings_of(None)
 
 
 @pytest.fixture
@@ -704,7 +673,7 @@ def test_many_are_ended_together(daemon: Daemon) -> None:
     """More than are ended at once."""
     from wfl.contexts.containers import undertaker
 
-    for _ in range(undertaker.THREADS + 4):
+    for _ in range(undertaker.REQUESTS + 4):
         daemon.make("created")
     undertaker.end_all(daemon.settings, daemon.label)
     assert daemon.states() == []

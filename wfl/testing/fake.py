@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from wfl.backend import Action, Answer, Backend, Submission
+from wfl.backend import Action, Answer, Backend, Monitor, Submission
 from wfl.context import Context
 from wfl.errors import InvalidArgumentError, WflError
 from wfl.testing.clock import SessionClock
 from wfl.testing.system import FakeSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from wfl.backend import Known, Report, Stream
-    from wfl.drmaa2 import JobInfo, JobTemplate
+    from wfl.drmaa2 import JobInfo, JobTemplate, MachineInfo, QueueInfo
     from wfl.testing.system import Behave, Job
     from wfl.threads import Clock
+
+_T = TypeVar("_T")
 
 
 class FakeContext(Context):
@@ -37,7 +39,11 @@ class FakeContext(Context):
 
     def backend(self) -> Backend:
         """One more connection to the system."""
-        return FakeBackend(self.system)
+        return FakeBackend(self.system, self.session_name)
+
+    def monitor(self) -> Monitor:
+        """A look at the system."""
+        return FakeMonitor(self.system)
 
     def clock(self) -> Clock:
         """The system's virtual time."""
@@ -49,8 +55,8 @@ class FakeBackend(Backend):
 
     name = "fake"
 
-    def __init__(self, system: FakeSystem) -> None:
-        self._system = system
+    def __init__(self, system: FakeSystem, session_name: str = "wfl") -> None:
+        self._system, self._session_name = system, session_name
         self._call = system.call
         self._own: list[Job] = []
         self.capabilities, self.fields, self.extensions = system.capabilities, system.fields, system.extensions
@@ -85,7 +91,7 @@ class FakeBackend(Backend):
     def _accept(self, submission: Submission, id: str) -> str | WflError:
         try:
             self.check(submission.template)
-            self._own.append(self._system.accept(submission, id))
+            self._own.append(self._system.accept(submission, id, self._session_name))
         except WflError as error:
             return error
         return id
@@ -124,12 +130,35 @@ class FakeBackend(Backend):
         """Forget them."""
         self._call("reap", lambda: self._system.forget(ids))
 
-    def ids(self) -> Sequence[str]:
-        """All jobs of the system."""
-        return self._system.ids()
-
     def close(self, *, end: bool) -> None:
         """With `end`, what this session has submitted is killed."""
         for job in self._own if end else ():
             self._system.cancel(job)
         self._call("close", lambda: self._system.ignore(self._report))
+
+
+class FakeMonitor(Monitor):
+    """One MonitoringSession's connection to a FakeSystem."""
+
+    def __init__(self, system: FakeSystem) -> None:
+        self._system = system
+        self._look(lambda: None)
+
+    def _look(self, work: Callable[[], _T]) -> _T:
+        return self._system.call("monitor", work)
+
+    def jobs(self, session_name: str | None) -> Sequence[JobInfo]:
+        """Those that have not ended."""
+        return self._look(lambda: self._system.living(session_name))
+
+    def machines(self) -> Sequence[MachineInfo]:
+        """What the test has set."""
+        return self._look(lambda: self._system.machines)
+
+    def queues(self) -> Sequence[QueueInfo]:
+        """What the test has set."""
+        return self._look(lambda: self._system.queues)
+
+    def categories(self) -> Sequence[str]:
+        """What the test has set."""
+        return self._look(lambda: self._system.categories)

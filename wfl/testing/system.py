@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from wfl.backend import Action, Answer, Limits, Report, Stream, Submission, ended
-from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, MachineInfo, QueueInfo, SubState
 from wfl.errors import InvalidStateError, WflError
 from wfl.testing.clock import VirtualTime
 from wfl.testing.commands import understood
@@ -70,7 +70,8 @@ class FakeSystem:
     without: capabilities that it shall not have. fields, extensions, limits: as in Backend.
 
     `calls` counts what was asked of it, by kind; `submitted` is all that it was given; `slow` makes calls of a kind
-    take so many real seconds.
+    take so many real seconds. `machines`, `queues` and `categories` are what a MonitoringSession is shown besides the
+    jobs; set them as a test needs them.
     """
 
     def __init__(
@@ -92,6 +93,11 @@ class FakeSystem:
         self.calls: Counter[str] = Counter()
         self.submitted: list[Submission] = []
         self.slow: dict[str, float] = {}
+        self.machines: Sequence[MachineInfo] = (
+            MachineInfo(name="fake", available=True, cores=1, load=0.0, phys_memory=1 << 20),
+        )
+        self.queues: Sequence[QueueInfo] = ()
+        self.categories: Sequence[str] = ("fake",)
         self.time = VirtualTime(auto=auto)
         self._behave = behave if callable(behave) else _by_command(behave)
         self._began = datetime.now(UTC)
@@ -150,7 +156,7 @@ class FakeSystem:
             report(facts)
 
     def fail(self, call: str, error: WflError, times: int = 1, *, done: bool = False) -> None:
-        """The next calls of this kind (submit, control, ask, find, collect, read, reap) raise `error`.
+        """The next calls of this kind (submit, control, ask, find, collect, read, reap, monitor) raise `error`.
 
         done: what was asked for is done all the same; only the answer is lost.
         """
@@ -187,9 +193,9 @@ class FakeSystem:
         """A short number."""
         return str(next(self._numbers))
 
-    def accept(self, submission: Submission, id: str) -> Job:
+    def accept(self, submission: Submission, id: str, session_name: str) -> Job:
         """One more job. Raises why it is refused."""
-        job = Job(submission, self._outcome(submission), JobInfo(id=id))
+        job = Job(submission, self._outcome(submission), JobInfo(id=id), session_name)
         with self._lock:
             self._jobs[id] = job
             self.submitted.append(submission)
@@ -258,6 +264,15 @@ class FakeSystem:
         with self._lock:
             for id in ids:
                 self._jobs.pop(id, None)
+
+    def living(self, session_name: str | None) -> list[JobInfo]:
+        """The jobs that have not ended: all, or those of one session."""
+        with self._lock:
+            return [
+                job.info.replace(extensions={"session": job.session_name})
+                for job in self._jobs.values()
+                if not job.info.state.ended and session_name in (None, job.session_name)
+            ]
 
     def ids(self) -> list[str]:
         """All jobs."""
@@ -348,9 +363,9 @@ _POSSIBLE = {
 class Job:
     """One pretended job. `turn` changes with everything that becomes of it."""
 
-    def __init__(self, submission: Submission, outcome: Outcome, info: JobInfo) -> None:
+    def __init__(self, submission: Submission, outcome: Outcome, info: JobInfo, session_name: str) -> None:
         self.key, self.template = submission.key, submission.template
-        self.outcome, self.info = outcome, info
+        self.outcome, self.info, self.session_name = outcome, info, session_name
         self.turn = 0
         self.since = self.left = 0.0
 
