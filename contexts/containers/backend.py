@@ -7,6 +7,7 @@ makes good, after each connection. An end is completed by an inspection, in a fe
 from __future__ import annotations
 
 import logging
+import math
 import os
 import posixpath
 import re
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
-from wfl.contexts.containers.client import REQUESTS, NotThereError, connect
+from wfl.contexts.containers.client import REQUESTS, NotThereError, UnsentError, connect
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.spool import Spool
 from wfl.contexts.containers.undertaker import Undertaker
@@ -50,6 +51,8 @@ RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
 NOT_RUN = (1, 126, 127)
 """Exit codes of the container's init when there is no such command (1: Podman's)."""
+TRIES = 5
+"""Times that output and files of an ended job are asked for before it ends without them."""
 AGAIN = 0.2
 """Seconds after which an end that could not be completed is looked at again."""
 KINDS = ("start", "kill", "die", "died", "pause", "unpause", "destroy", "remove")
@@ -60,13 +63,28 @@ _UNSTARTED = ("created", "configured", "initialized")
 class _Job:
     """What is known here of one container."""
 
-    __slots__ = ("asked", "code", "ended", "key", "killed", "own", "prepared", "reaped", "spool", "template")
+    __slots__ = (
+        "asked",
+        "code",
+        "ended",
+        "key",
+        "killed",
+        "own",
+        "prepared",
+        "reaped",
+        "spool",
+        "template",
+        "tries",
+        "unheard",
+    )
 
     def __init__(self, key: str, template: JobTemplate, *, own: bool) -> None:
         self.key, self.template = key, _settled(template)
         self.own = own  # made by this program, and ended with it
         self.killed = not own  # by a signal from outside, or nobody knows
         self.prepared = self.ended = self.reaped = False
+        self.unheard = False  # it ended while nobody listened
+        self.tries = 0  # to have its output and files after its end
         self.asked = time.monotonic()
         self.code: int | None = None  # as the event of its end said, should it be gone when it is looked at
         self.spool: Spool | None = None
@@ -109,7 +127,6 @@ class ContainerBackend(Backend):
         self._finishing: set[str] = set()
         self._lock = threading.Lock()
         self._pulls: dict[tuple[str, str | None], _Pull] = {}
-        self._events: Any = None
         self._listening = threading.Event()
         self._listener: threading.Thread | None = None
         self._undertaker: Undertaker | None = None
@@ -138,6 +155,7 @@ class ContainerBackend(Backend):
         outcomes: list[str | WflError] = []
         for submission in submissions:
             try:
+                self.check(submission.template)
                 self._run(submission)
                 outcomes.append(submission.key)
             except DrmCommunicationError:
@@ -175,20 +193,26 @@ class ContainerBackend(Backend):
         image, policy = (body["Image"], query.get("platform")), template.pull_policy(given, self._pull)
         if policy == "always":
             self._fetch(image, since=self._opened)
-        job.asked = time.monotonic()
         try:
-            self._client.create(body, query)
+            self._make(job, body, query)
         except NotThereError as error:
             if "image" not in str(error).lower():
                 raise
             if policy == "never":
                 raise DeniedByDrmsError(f"{error} (pull is 'never')") from error
             self._fetch(image, since=job.asked)
-            job.asked = time.monotonic()
             try:
-                self._client.create(body, query)
+                self._make(job, body, query)
             except NotThereError as still:  # its registry has it for another platform only
                 raise DeniedByDrmsError(str(still)) from still
+
+    def _make(self, job: _Job, body: Mapping[str, Any], query: Mapping[str, str]) -> None:
+        job.asked = time.monotonic()
+        try:
+            self._client.create(body, query)
+        except UnsentError:
+            job.asked = -math.inf
+            raise
 
     def _fetch(self, image: tuple[str, str | None], *, since: float) -> None:
         """Pull an image (of a platform) unless that was done since then: once, however many jobs want it."""
@@ -202,8 +226,7 @@ class ContainerBackend(Backend):
     def _fill_and_start(self, job: _Job) -> None:
         name = _name(job.key)
         try:
-            if copies := template.copies_in(job.template, self._place_of(job)):
-                self._client.put(name, staging.pack(copies))
+            self._copy_in(job)
             if job.template.input_path:  # before the start, so that it goes on should that have no answer
                 _feed(self._client.attach_input(name), job.template.input_path)
             job.prepared = True
@@ -215,6 +238,14 @@ class ContainerBackend(Backend):
             if isinstance(error, WflError):
                 raise DeniedByDrmsError(str(error)) from error
             raise DeniedByDrmsError(f"its files cannot be copied in: {error}") from error
+
+    def _copy_in(self, job: _Job) -> None:
+        """Into each mount by itself: Podman would unpack a whole archive beneath them."""
+        copies = template.copies_in(job.template, self._place_of(job))
+        for place in (*sorted(template.mounted(job.template), key=len, reverse=True), "/"):
+            here = {target: copies.pop(target) for target in list(copies) if template.above(target, [place])}
+            if here:
+                self._client.put(_name(job.key), staging.pack(here, place=place), place)
 
     def _place_of(self, job: _Job) -> str:
         """The directory that relative paths of staging start from: the job's, or its image's."""
@@ -262,18 +293,22 @@ class ContainerBackend(Backend):
 
     def _follow(self) -> None:
         """Read events for as long as the session is open; after each connection, look at all containers."""
-        pause = RECONNECT[0]
+        pause, lost = RECONNECT[0], False
         while not self._closed.is_set():
             try:
-                self._events = self._client.events({"wfl.session": self._session}, KINDS)
-                self._listening.set()
-                self._reconcile()
-                pause = RECONNECT[0]
-                for event in self._events:
-                    self._heard(event)
+                for event in self._client.events({"wfl.session": self._session}, KINDS):
+                    if event is not None:
+                        self._heard(event)
+                        continue
+                    if lost:
+                        log.warning("%s: the daemon is there again", self.name)
+                    self._listening.set()
+                    self._reconcile()
+                    pause, lost = RECONNECT[0], False
             except Exception as error:  # noqa: BLE001 - whatever it was, the next connection may do better
-                if not self._closed.is_set():
+                if not lost and not self._closed.is_set():
                     log.warning("%s: the connection for events was lost, connecting again: %s", self.name, error)
+                    lost = True
             self._listening.clear()
             self._closed.wait(pause)
             pause = min(2 * pause, RECONNECT[1])
@@ -309,6 +344,7 @@ class ContainerBackend(Backend):
         for job in waiting:
             found = there.get(job.key)
             if found is None or found["State"].lower() in facts.OVER:
+                job.unheard = job.code is None
                 self._finish_soon(job)
             elif found["State"].lower() not in _UNSTARTED:
                 self._report([self._inspected(job)])
@@ -344,7 +380,7 @@ class ContainerBackend(Backend):
         except NotThereError:
             if not job.reaped:
                 info = facts.removed(job.key, job.code, self._machine, datetime.now(UTC))
-        except DrmCommunicationError as error:
+        except WflError as error:
             log.info("%s: %s has ended, how is not known yet: %s", self.name, job.key, error)
             again = True
         finally:
@@ -360,11 +396,17 @@ class ContainerBackend(Backend):
 
     def _over(self, job: _Job, inspected: Mapping[str, Any]) -> JobInfo:
         code = inspected["State"]["ExitCode"]
-        trouble = self._bring_back(job, inspected) if code == 0 else self._write_output(job)
+        try:
+            trouble = self._bring_back(job, inspected) if code == 0 else self._write_output(job)
+        except DrmCommunicationError as error:
+            job.tries += 1
+            if job.tries < TRIES:
+                raise
+            trouble = f"its output and files cannot be had: {error}"
         if code in NOT_RUN and (words := self._never_ran(job)):
             return ended(job.key, sub_state="launch_failure", annotation=words)
-        guess = self._dialect.guesses_memory and not job.killed
-        return facts.over(job.key, inspected, self._machine, trouble, guess_memory=guess)
+        guess = self._dialect.guesses_memory and not (job.killed or job.unheard)
+        return facts.over(job.key, inspected, self._machine, trouble, guess_memory=guess, unheard=job.unheard)
 
     def _never_ran(self, job: _Job) -> str | None:
         """What the first process said of a command that it could not run; None where the command itself ended so."""
@@ -380,6 +422,8 @@ class ContainerBackend(Backend):
             spool = self._spooled(job)
             for stream, path in wanted.items():
                 spool.copy_to(stream, path)
+        except DrmCommunicationError:
+            raise
         except (WflError, OSError) as error:
             return f"its output cannot be written: {error}"
         return None
@@ -392,6 +436,8 @@ class ContainerBackend(Backend):
             source = posixpath.join(place, given)
             try:
                 staging.unpack(self._client.get(_name(job.key), source), source, target)
+            except DrmCommunicationError:
+                raise
             except WflError as error:
                 words = str(error)
                 what = "" if source in words else f"{source} cannot be copied to {target}: "
@@ -452,15 +498,21 @@ class ContainerBackend(Backend):
                 threading.Thread(target=self._fill, args=(job, job.spool), name="wfl-output", daemon=True).start()
             spool = job.spool
         if (job.ended or job.key in self._finishing) and not spool.complete.wait(self._settings["timeout"]):
+            self._drop(job)
             raise DrmCommunicationError(f"{self._client.url}: the output of {job.key} does not come to its end")
         if spool.complete.is_set() and spool.error is not None:
-            with self._lock:
-                job.spool = None
-            spool.remove()
+            self._drop(job)
             if isinstance(spool.error, NotThereError):
                 raise InvalidStateError(f"{job.key}: its output is gone: its container was removed by somebody")
             raise spool.error
         return spool
+
+    def _drop(self, job: _Job) -> None:
+        """What is asked for next is read anew, from the beginning."""
+        with self._lock:
+            spool, job.spool = job.spool, None
+        if spool is not None:
+            spool.remove()
 
     def _fill(self, job: _Job, spool: Spool) -> None:
         """Twice, as a followed log may end early: what was written before is not written again."""
@@ -573,13 +625,10 @@ class ContainerBackend(Backend):
         elif self._undertaker is not None:
             log.error("%s: %d containers are not ended yet; the helper process goes on with that", self.name, left)
             self._undertaker.take_over()
-        if self._events is not None:
-            with suppress(Exception):
-                self._events.close()
+        self._client.close()
         if self._listener is not None:
             self._listener.join(PATIENCE)
         self._pool.stop()
-        self._client.close()
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 

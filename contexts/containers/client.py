@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import docker
 import docker.auth
 import docker.errors
-import docker.types
 import requests
 import urllib3
 from docker.utils import parse_repository_tag
@@ -38,6 +37,8 @@ QUIET = 300.0
 REQUESTS = 8
 """Requests at once: the daemon starts no more containers a second with more, they only wait longer."""
 _BAD_REQUEST, _NOT_FOUND, _CONFLICT = 400, 404, 409
+_LINK = 1 << 27
+"""Of a file's mode as Go has it."""
 _UNANSWERED = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _WRONG_STATE = ("is not paused", "already paused", "is not running", "container state improper", "already in use")
 """What some daemons answer with status 500 where others have 409."""
@@ -45,6 +46,10 @@ _WRONG_STATE = ("is not paused", "already paused", "is not running", "container 
 
 class NotThereError(InvalidStateError):
     """The daemon was reached, and it does not know this container or image."""
+
+
+class UnsentError(DrmCommunicationError):
+    """There was no connection, so nothing was asked for."""
 
 
 class Client:
@@ -62,6 +67,8 @@ class Client:
         self.url: str = settings["base_url"]
         self._auth: Mapping[str, str] | None = settings.get("auth")
         self._places = threading.Semaphore(REQUESTS)
+        self._streams: set[requests.Response] = set()
+        self._closed = False
         self._api = connection.connected(settings, API)
         try:
             self._said = self._greet(settings.get("cure") or "")
@@ -97,7 +104,10 @@ class Client:
         return str(max(API, lowest, key=_parts))
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, also those that somebody is just reading from."""
+        self._closed = True
+        for response in list(self._streams):
+            connection.cut(response)
         self._api.close()
 
     def version(self) -> dict[str, Any]:
@@ -158,17 +168,20 @@ class Client:
             found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": wanted})
             return found
 
-    def events(self, labels: Mapping[str, str], kinds: Sequence[str]) -> Any:
-        """The stream of events from now on, as dicts; its `close()` ends it from another thread.
+    def events(self, labels: Mapping[str, str], kinds: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """The stream of events from now on; its first item is None, and says that it is connected.
 
-        It ends by itself when the connection does, and when nothing was told for QUIET seconds.
+        It ends when the connection does, and when nothing was told for QUIET seconds.
         """
-        with _in_our_words(self.url):
-            wanted = [f"{name}={value}" for name, value in labels.items()]
-            filters = {"type": ["container"], "label": wanted, "event": list(kinds)}
-            params, timeout = {"filters": json.dumps(filters)}, (CONNECT, QUIET)
-            response = self._checked(self._api.get(f"{self._base}/events", params=params, stream=True, timeout=timeout))
-            return docker.types.CancellableStream(_objects(response), response)
+        wanted = [f"{name}={value}" for name, value in labels.items()]
+        filters = {"type": ["container"], "label": wanted, "event": list(kinds)}
+        rest = b""
+        with _in_our_words(self.url), suppress(urllib3.exceptions.ReadTimeoutError):
+            for piece in self._stream(f"{self._base}/events", {"filters": json.dumps(filters)}, (CONNECT, QUIET)):
+                if not piece:
+                    yield None
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from map(json.loads, filter(None, map(bytes.strip, lines)))
 
     def logs(self, id: str, *, follow: bool, stamped: bool = False) -> Iterator[bytes]:
         """The output in the daemon's frames, from the beginning, to its end (or, with `follow`, that of the job).
@@ -179,9 +192,7 @@ class Client:
             url = f"{self._base}/containers/{id}/logs"
             params = {"stdout": "1", "stderr": "1", "follow": str(int(follow)), "timestamps": str(int(stamped))}
             timeout = (CONNECT, None if follow else self._api.timeout)
-            response = self._checked(self._api.get(url, params=params, stream=True, timeout=timeout))
-            with response:
-                yield from response.raw.stream(1 << 18, decode_content=False)
+            yield from self._stream(url, params, timeout)
 
     def attach_input(self, id: str) -> connection.Input:
         """A socket to its standard input."""
@@ -191,16 +202,18 @@ class Client:
             response = self._api.post(url, params=params, headers=headers, stream=True, timeout=self._api.timeout)
             return connection.Input(self._checked(response))
 
-    def put(self, id: str, chunks: Iterable[bytes]) -> None:
-        """Unpack a tar archive at its root."""
+    def put(self, id: str, chunks: Iterable[bytes], place: str = "/") -> None:
+        """Unpack a tar archive in a directory."""
         with self._request():
-            url = f"{self._base}/containers/{id}/archive"
-            self._checked(self._api.put(url, params=staging.PUT_PARAMETERS, data=chunks, timeout=self._api.timeout))
+            url, params = f"{self._base}/containers/{id}/archive", {**staging.PUT_PARAMETERS, "path": place}
+            self._checked(self._api.put(url, params=params, data=chunks, timeout=self._api.timeout))
 
     def get(self, id: str, path: str) -> Iterator[bytes]:
         """A file or directory as a tar archive."""
         with self._request():
-            chunks, _ = self._api.get_archive(id, path, chunk_size=1 << 20)
+            chunks, found = self._api.get_archive(id, path, chunk_size=1 << 20)
+            if found.get("linkTarget") and found.get("mode", 0) & _LINK:  # Docker gives the link itself
+                chunks, _ = self._api.get_archive(id, found["linkTarget"], chunk_size=1 << 20)
             yield from chunks
 
     # -- images --
@@ -249,6 +262,19 @@ class Client:
             return {}, f" (no credentials could be had from the docker configuration: {error})"
         return found or {}, ""
 
+    def _stream(self, url: str, params: Mapping[str, str], timeout: tuple[float, float | None]) -> Iterator[bytes]:
+        """What comes, from a connection that `close` cuts; first b"" when it has begun."""
+        response = self._checked(self._api.get(url, params=params, stream=True, timeout=timeout))
+        with response:
+            self._streams.add(response)
+            try:
+                if self._closed:
+                    return
+                yield b""
+                yield from response.raw.stream(1 << 18, decode_content=False)
+            finally:
+                self._streams.discard(response)
+
     @contextmanager
     def _request(self) -> Iterator[None]:
         """One of the few requests at a time; streams that last do not count."""
@@ -279,14 +305,6 @@ def _parts(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _objects(response: requests.Response) -> Iterator[Any]:
-    """What comes as JSON, a line each."""
-    rest = b""
-    for piece in response.raw.stream(1 << 16, decode_content=False):
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from map(json.loads, filter(None, map(bytes.strip, lines)))
-
-
 def _http_error(response: requests.Response) -> requests.HTTPError:
     return requests.HTTPError(response.reason, response=response)
 
@@ -300,7 +318,9 @@ def _in_our_words(url: str) -> Iterator[None]:
     except docker.errors.APIError as error:
         raise _translated(error) from error
     except (*_UNANSWERED, json.JSONDecodeError) as error:
-        raise DrmCommunicationError(f"{url}: {connection.words(connection.reason(error))}") from error
+        why = connection.reason(error)
+        kind = UnsentError if isinstance(why, ConnectionRefusedError | FileNotFoundError) else DrmCommunicationError
+        raise kind(f"{url}: {connection.words(why)}") from error
     except docker.errors.DockerException as error:
         raise DrmCommunicationError(f"{url}: {error}") from error
 

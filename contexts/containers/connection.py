@@ -13,6 +13,7 @@ import requests
 import urllib3
 from docker.tls import TLSConfig
 from docker.transport.unixconn import UnixHTTPAdapter, UnixHTTPConnection, UnixHTTPConnectionPool
+from urllib3.connection import HTTPConnection
 
 from wfl.contexts.containers import tunnel
 from wfl.errors import InvalidArgumentError, SessionManagementError
@@ -51,7 +52,7 @@ def connected(settings: Mapping[str, Any], version: str) -> Any:
         api.mount("http+docker://", _OnePool(api.get_adapter(api.base_url).socket_path, timeout))
     else:
         api.proxies = requests.utils.get_environ_proxies(api.base_url)
-        api.mount(api.base_url, requests.adapters.HTTPAdapter(pool_maxsize=POOL))
+        api.mount(api.base_url, _Far(pool_maxsize=POOL))
     return api
 
 
@@ -86,12 +87,23 @@ def unreached(url: str, error: BaseException, cure: str) -> str:
     return f"{url}: {words(why).rstrip('.')}. {cure}"
 
 
+def cut(response: requests.Response) -> None:
+    """End a stream that another thread reads."""
+    with suppress(OSError, AttributeError):  # it has ended
+        _socket_of(response).shutdown(socket.SHUT_RDWR)
+
+
+def _socket_of(response: requests.Response) -> socket.socket:
+    found: socket.socket = response.raw._fp.fp.raw._sock  # noqa: SLF001 - there is no other way to it
+    return found
+
+
 class Input:
     """The socket of a connection that has become a container's standard input; it closes with its connection."""
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
-        self._sock: socket.socket = response.raw._fp.fp.raw._sock  # noqa: SLF001 - there is no other way to it
+        self._sock = _socket_of(response)
         self._sock.settimeout(None)
 
     def sendall(self, data: bytes) -> None:
@@ -105,8 +117,7 @@ class Input:
 
     def close(self) -> None:
         """Close the connection."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        cut(self._response)
         self._response.close()
 
     def __enter__(self) -> Self:
@@ -120,6 +131,16 @@ class Input:
 
 def _files(tls: Mapping[str, Any]) -> list[str]:
     return [str(path) for path in (*(tls.get("client_cert") or ()), tls.get("ca_cert")) if path]
+
+
+class _Far(requests.adapters.HTTPAdapter):
+    """The system notices when the other machine is gone, though nothing is said for hours."""
+
+    def init_poolmanager(self, *args: Any, **settings: Any) -> None:
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            options += [(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30), (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)]
+        super().init_poolmanager(*args, socket_options=[*HTTPConnection.default_socket_options, *options], **settings)
 
 
 class _OnePool(UnixHTTPAdapter):  # type: ignore[misc] # docker-py has no types

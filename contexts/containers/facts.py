@@ -51,15 +51,24 @@ def remembered(key: str, found: Mapping[str, Any]) -> Known:
 
 
 def over(
-    id: str, inspected: Mapping[str, Any], machine: str, trouble: str | None = None, *, guess_memory: bool = False
+    id: str,
+    inspected: Mapping[str, Any],
+    machine: str,
+    trouble: str | None = None,
+    *,
+    guess_memory: bool = False,
+    unheard: bool = False,
 ) -> JobInfo:
     """What an inspection says of a container that has ended; `trouble`: what had to follow its command went wrong.
 
     `guess_memory`: nobody else has killed it, and this daemon does not tell what its memory's limit has done.
+    `unheard`: it ended while the daemon could not tell of it; by its own stop, perhaps.
     """
     state = inspected["State"]
     started, finished = when(state.get("StartedAt")), when(state.get("FinishedAt"))
     words = trouble or state.get("Error") or None
+    if unheard and state["ExitCode"] > _SIGNALLED:
+        words = words or "it ended while the daemon was away, or could not be heard"
     if started is None:
         return ended(id, sub_state="launch_failure", annotation=words, finish_time=finished)
     more: dict[str, Any] = {

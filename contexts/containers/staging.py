@@ -34,8 +34,8 @@ _DEEPEST = 400
 """Directories in one another that are taken in: what makes and removes them calls itself for each."""
 
 
-def pack(copies: Mapping[str, str], *, owner: tuple[int, int] = (0, 0)) -> Iterator[bytes]:
-    """One tar stream, to be unpacked at the container's root, of all {target in the container: source here}.
+def pack(copies: Mapping[str, str], *, place: str = "/", owner: tuple[int, int] = (0, 0)) -> Iterator[bytes]:
+    """One tar stream, to be unpacked in `place`, of all {target below it in the container: source here}.
 
     `owner` is the user's and the group's number there. Directories are copied whole; links in them stay links, a
     source that is one is followed. A target with a slash at its end is the directory that a file goes into. Missing
@@ -44,7 +44,7 @@ def pack(copies: Mapping[str, str], *, owner: tuple[int, int] = (0, 0)) -> Itera
     Raises InvalidArgumentError, at once for a source or target that cannot be, and while the stream is read for what
     cannot be read then or changes meanwhile.
     """
-    copied = [_Copy.of(target, source) for target, source in copies.items()]
+    copied = [_Copy.of(target, source, place) for target, source in copies.items()]
     return _joined(piece for copy in copied for piece in copy.pieces(owner))
 
 
@@ -69,14 +69,15 @@ class _Copy(NamedTuple):
     name: str
 
     @classmethod
-    def of(cls, target: str, source: str) -> _Copy:
+    def of(cls, target: str, source: str, place: str) -> _Copy:
         with _naming(source, target):
             if not posixpath.isabs(target):
                 raise _RefusedError("in a container, a target begins with /")
             kind = os.stat(source).st_mode
         if target.endswith("/") and not stat.S_ISDIR(kind):
             target += os.path.basename(source)
-        return cls(source, target, posixpath.normpath(target).lstrip("/"))
+        name = posixpath.relpath(target, place)
+        return cls(source, target, "" if name == "." else name)
 
     def pieces(self, owner: tuple[int, int]) -> Iterator[bytes]:
         """The source and all below it. One list of what is still to do, so that depth costs no recursion."""

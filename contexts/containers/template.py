@@ -165,6 +165,11 @@ def copies_in(template: JobTemplate, place: str) -> dict[str, str]:
     return {posixpath.normpath(posixpath.join(place, target)): source for target, source in found.items()}
 
 
+def mounted(template: JobTemplate) -> list[str]:
+    """Where stage_in_files mounts something."""
+    return [mount["Target"] for mount in _staged(template)[0]]
+
+
 def has_relative(template: JobTemplate) -> bool:
     """Whether `copies_in` makes use of `place`."""
     return any(not target.startswith("/") for target in _staged(template)[1])
@@ -317,12 +322,12 @@ def _check_staging(template: JobTemplate, mounted: Sequence[str], copied: Iterab
         raise InvalidArgumentError(f"stage_in_files and extensions['tmpfs'] both mount {both.pop()}")
     hidden = (*_SHADOWED, *tmpfs)
     for target in copied:
-        if place := _above(target, hidden):
+        if place := above(target, hidden):
             raise InvalidArgumentError(f"stage_in_files has the target {target!r}: what is mounted at {place} hides it")
-        if extensions.get("read_only") == "true" and not _above(target, mounted):
+        if extensions.get("read_only") == "true" and not above(target, mounted):
             raise InvalidArgumentError(f"stage_in_files cannot be copied to {target!r} with read_only: use 'bind:…'")
     for source in (template.stage_out_files or {}).values():
-        if place := _above(_absolute(template, source), hidden):
+        if place := above(_absolute(template, source), hidden):
             raise InvalidArgumentError(f"stage_out_files has the source {source!r}: {place} is gone after the end")
 
 
@@ -337,7 +342,8 @@ def _check_together(extensions: Mapping[str, str]) -> None:
         raise InvalidArgumentError("extensions['cap_drop']: a privileged container keeps all capabilities")
 
 
-def _above(path: str, places: Iterable[str]) -> str | None:
+def above(path: str, places: Iterable[str]) -> str | None:
+    """Which of these directories a path is, or is below."""
     path = posixpath.normpath(path)
     return next((place for place in places if f"{path}/".startswith(f"{place.rstrip('/')}/")), None)
 

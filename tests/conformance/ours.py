@@ -113,6 +113,7 @@ _DIFFERENT = {
     "test_empty_command": "without a command the image's own is run",
     "test_join_files": "daemons of containers read the two streams apart, so their order is not known",
     "test_missing_working_directory": "daemons of containers make the working directory",
+    "test_not_a_program": "the container's init gives what is no program to its shell",
     "test_status_above_128": "daemons of containers tell an exit with 128+N and an end by signal N alike",
 }
 

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ HUGE = 9 << 30  # bytes: more than the plain form of a header can say
 YEAR_2001 = 1_000_000_000.25
 
 
-def members_of(copies: dict[str, str], **options: tuple[int, int]) -> dict[str, tarfile.TarInfo]:
+def members_of(copies: dict[str, str], **options: Any) -> dict[str, tarfile.TarInfo]:
     """Return the members of what `pack` gives, by name."""
     with tarfile.open(fileobj=io.BytesIO(b"".join(pack(copies, **options)))) as tar:
         return {member.name: member for member in tar}

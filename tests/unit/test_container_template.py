@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wfl.contexts.containers import template
 from wfl.drmaa2 import JobTemplate
-from wfl.errors import InvalidArgumentError, UnsupportedAttributeError
+from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,7 +225,6 @@ def test_fields_stand_together(here: Path) -> None:
         ("FILE_SIZE", 1, ("fsize", 1024, 1024)),
         ("OPEN_FILES", 64, ("nofile", 64, 64)),
         ("STACK_SIZE", 1024, ("stack", 1 << 20, 1 << 20)),
-        ("VIRTUAL_MEMORY", 1 << 22, ("as", 1 << 32, 1 << 32)),
         ("OPEN_FILES", (1 << 63) - 1, ("nofile", (1 << 63) - 1, (1 << 63) - 1)),
         ("CPU_TIME", 60, ("cpu", 60, 62)),
         ("CPU_TIME", 0.1, ("cpu", 1, 3)),
@@ -300,7 +299,7 @@ def test_name_and_platform_go_beside_the_body(fields: dict[str, Any], platform: 
 
 def test_a_machine_that_no_container_runs_on_is_refused() -> None:
     """Another system, an architecture without images, or two answers to one question."""
-    refused("machine_os is MACOS; containers run LINUX", UnsupportedAttributeError, machine_os="MACOS")
+    refused("machine_os is MACOS; containers run LINUX", DeniedByDrmsError, machine_os="MACOS")
     refused("machine_arch is ARM65.* did you mean 'ARM64'", UnsupportedAttributeError, machine_arch="ARM65")
     refused("say it once", machine_arch="X64", extensions={"platform": "linux"})
 
@@ -561,9 +560,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"min_slots": 1 << 40}, "max_slots or min_slots is more than a daemon can be told"),
     ({"resource_limits": {"OPEN_FILES": 1 << 63}}, r"resource_limits\['OPEN_FILES'\] is more than a daemon"),
     ({"resource_limits": {"FILE_SIZE": 1 << 53}}, r"resource_limits\['FILE_SIZE'\] is more than a daemon"),
-    ({"stage_in_files": {"a": "/etc/passwd"}}, "stage_in_files has 'a': inside of a container paths are absolute"),
+    ({"stage_in_files": {"a": "bind:/etc"}}, "stage_in_files has 'a': inside of a container paths are absolute"),
+    ({"stage_in_files": {"../a": "/etc/passwd"}}, "'../a', which leads out of the working directory"),
     ({"stage_in_files": {"/": "/etc/passwd"}}, "stage_in_files has the target '/'"),
-    ({"stage_in_files": {"/a/../": "bind:/etc"}}, "stage_in_files has the target '/'"),
+    ({"stage_in_files": {"/a/../": "bind:/etc"}}, "stage_in_files has the target '/a/../'"),
     ({"stage_in_files": {"/a": "/etc/passwd", "/a/": "bind:/etc"}}, "has the target '/a' twice"),
     ({"stage_in_files": {"/a": "/no/such"}}, "stage_in_files: /no/such cannot be read"),
     ({"stage_in_files": {"/a": "bind:etc"}}, r"stage_in_files\['/a'\] is 'bind:etc', expected 'bind:/absolute"),
@@ -580,7 +580,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"stage_in_files": {"/t/a": "/etc/passwd"}, "extensions": {"read_only": "true"}},
         "cannot be copied to '/t/a' with read_only: use 'bind:",
     ),
-    ({"stage_out_files": {"a": "b"}}, "stage_out_files has 'b': inside of a container paths are absolute"),
     ({"stage_out_files": {"a": "/t/b"}, "extensions": {"tmpfs": "/t"}}, "/t is gone after the end"),
     ({"join_files": True, "error_path": "err"}, "join_files sends errors to the output"),
 ]
@@ -590,6 +589,12 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_a_field_that_no_container_can_have_is_refused(fields: dict[str, Any], words: str) -> None:
     """By its name, with what would be right."""
     refused(words, **fields)
+
+
+def test_a_limit_that_containers_do_not_have_is_refused() -> None:
+    """With what there is in its place."""
+    words = "containers have no VIRTUAL_MEMORY; min_phys_memory limits memory"
+    refused(words, UnsupportedAttributeError, resource_limits={"VIRTUAL_MEMORY": 1})
 
 
 def test_more_than_one_machine_is_refused() -> None:

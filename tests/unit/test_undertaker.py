@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.containers import ANSWER, IMAGE, settings_of
+from tests.containers import ANSWER, IMAGE, address, settings_of
 from tests.faults.machine import CLEAN, PATIENCE, Program, children_of, command_of, slowness, stat_of, wait_until
 from wfl.contexts import helper
 from wfl.contexts.containers import vigil
@@ -105,7 +105,7 @@ class Daemon:
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """How the daemon is reached."""
-    return settings_of(None)
+    return settings_of(address("docker"))
 
 
 @pytest.fixture
@@ -671,9 +671,9 @@ def test_there_is_another_look_when_all_seems_done(daemon: Daemon, monkeypatch: 
 
 def test_many_are_ended_together(daemon: Daemon) -> None:
     """More than are ended at once."""
-    from wfl.contexts.containers import undertaker
+    from wfl.contexts.containers import client, undertaker
 
-    for _ in range(undertaker.REQUESTS + 4):
+    for _ in range(client.REQUESTS + 4):
         daemon.make("created")
     undertaker.end_all(daemon.settings, daemon.label)
     assert daemon.states() == []
