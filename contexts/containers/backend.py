@@ -139,8 +139,9 @@ class ContainerBackend(Backend):
         self._report = report
         self._opened = time.monotonic()
         self._keep = directory is not None
-        self._client, version = connect(self._settings, self._dialect.cure)
-        self._machine = str(version.get("Name") or socket.gethostname())
+        self._client, told = connect(self._settings, self._dialect.cure)
+        self._dialect = self._dialect.as_told(told)
+        self._machine = str(told.get("Name") or socket.gethostname())
 
     # -- submitting --
 
@@ -550,8 +551,9 @@ class ContainerBackend(Backend):
     # -- finding again --
 
     def remembered(self) -> Sequence[Known]:
-        """By label, what was started: also what other programs, gone or alive, have in this session."""
-        started = {key: found for key, found in self._all().items() if not _unstarted(found)}
+        """By label, what programs of this session have started detached; the rest is nobody else's concern."""
+        all_ = self._all().items()
+        started = {key: one for key, one in all_ if one["Labels"].get("wfl.detach") == "true" and not _unstarted(one)}
         return [facts.remembered(key, started[key]) for key in sorted(started, key=_order(started))]
 
     def find(self, known: Sequence[Known]) -> Answer:
@@ -683,9 +685,9 @@ def _settled(given: JobTemplate) -> JobTemplate:
     return given.replace(**paths, stage_out_files=files or None)
 
 
-def _order(found: Mapping[str, Mapping[str, Any]]) -> Callable[[str], tuple[int, int]]:
-    """That of submission: by the second, and in a program by the number at the key's end."""
-    return lambda key: (found[key]["Created"], int(key.rpartition("-")[2]))
+def _order(found: Mapping[str, Mapping[str, Any]]) -> Callable[[str], tuple[int, list[int]]]:
+    """That of submission: by the second, and in a program by the numbers at the key's end."""
+    return lambda key: (found[key]["Created"], [int(part) for part in key.rpartition("-")[2].split(".")])
 
 
 def _joined(given: JobTemplate) -> bool:

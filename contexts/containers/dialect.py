@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from wfl.errors import UnsupportedAttributeError
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wfl.drmaa2 import JobTemplate
+
+
+_CGROUPS = {
+    "min_phys_memory": "MemoryLimit",
+    "min_slots": "CpuCfsQuota",
+    "max_slots": "CpuCfsQuota",
+    "priority": "CPUShares",
+}
+"""Fields that are control groups' work, and what a daemon calls its ability."""
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +39,13 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     guesses_memory: bool = False
     loses_breaks: bool = True
     cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
+
+    def as_told(self, told: Mapping[str, Any]) -> Dialect:
+        """With what this daemon says that it cannot do on its machine, and would pass over in silence."""
+        rootless = told.get("Rootless") or "name=rootless" in (told.get("SecurityOptions") or ())
+        helpless = rootless and told.get("CgroupVersion") == "1"
+        lacks = {field for field, flag in _CGROUPS.items() if helpless or told.get(flag) is False}
+        return structs.replace(self, refused=self.refused | lacks)
 
     def check(self, template: JobTemplate, backend: str) -> None:
         """Refuse what this daemon would pass over."""

@@ -77,6 +77,7 @@ def _containers(name: str, **settings: Any) -> Site:
         context=functools.partial(_in_containers, name),
         program=f"wfl.testing.conformance.ours:{name.upper()}",
         shared=MOUNTED,
+        remembers=True,
         refuse=lambda: JobTemplate(remote_command="", job_category="No Image"),
         reason="job_category",
         default=_WITH_SHARED,

@@ -31,6 +31,7 @@ class Trait(StrEnum):
     SHARED = "jobs and test see no common directory"
     STORE = "contexts of this kind take no store"
     PROGRAMS = "the context cannot be made in another program"
+    REMEMBERS = "the system tells of no job without a store"
     LOCAL = "jobs are no processes of this machine's process table"
     MONITOR = "the context shows nothing of its system but its own jobs"
 
@@ -69,6 +70,7 @@ class Site:
     executes: False where commands are not really run, nor take the time that they say.
     local: jobs are processes that this machine's /proc shows.
     store: whether `store` is an argument that works.
+    remembers: whether the system tells a later program of detached jobs without one.
     settings: arguments that every context of this site gets, such as a store; a callable is called for each.
     succeed, fail, stay: templates of a job that ends well, one that ends with a status, one that runs for ten minutes.
     refuse, reason: the template of a job that is never started, and a word of the error that says why.
@@ -88,6 +90,7 @@ class Site:
     executes: bool = True
     local: bool = False
     store: bool = True
+    remembers: bool = False
     settings: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     succeed: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="true")
     fail: Callable[[int], JobTemplate] = lambda status: shell(f"exit {status}")
@@ -112,6 +115,10 @@ class Site:
     def seconds(self, idle: float) -> float:
         """A time-out for what takes much less than `idle` seconds on an idle machine."""
         return idle * self.latency * float(os.environ.get("WFL_PATIENCE", "1"))
+
+    def many(self, number: int, least: int = 20) -> int:
+        """So many of `number` that this site does them in seconds, `least` or more."""
+        return max(min(number, least), int(number / self.latency**2))
 
     def within(self, idle: float) -> float | None:
         """The same for waits of wfl's own; none where time is not the clock's, as it may pass in a moment."""
@@ -142,6 +149,7 @@ class Site:
             Trait.STORE: self.store,
             Trait.PROGRAMS: self.program is not None,
             Trait.LOCAL: self.local,
+            Trait.REMEMBERS: self.remembers,
         }
         return None if has[need] else str(need)
 

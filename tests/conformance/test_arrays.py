@@ -96,10 +96,11 @@ def test_state_while_it_runs(site: Site, flow: Workflow) -> None:
 
 
 @needs(Trait.EXECUTION)
-def test_all_once(flow: Workflow) -> None:
-    """Three hundred elements run each exactly once, each with its own index."""
-    outputs = flow.run_array(300, shell("echo $TASK_ID")).outputs()
-    assert list(outputs.values()) == [str(index) for index in range(1, 301)]
+def test_all_once(site: Site, flow: Workflow) -> None:
+    """Hundreds of elements run each exactly once, each with its own index."""
+    count = site.many(300)
+    outputs = flow.run_array(count, shell("echo $TASK_ID")).outputs()
+    assert list(outputs.values()) == [str(index) for index in range(1, count + 1)]
 
 
 @needs(Trait.EXECUTION)

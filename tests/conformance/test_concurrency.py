@@ -14,14 +14,6 @@ from pathlib import Path
 from wfl import JobState, Workflow, as_completed, shell
 from wfl.testing.conformance.site import Site, Trait, needs
 
-MANY = 1000
-"""Tasks of the large cases; divided by the site's latency."""
-
-
-def many(site: Site) -> int:
-    """So many that this site does them in seconds."""
-    return max(20, int(MANY / site.latency**2))
-
 
 def left_over() -> Counter[str]:
     """Threads, descriptors, child processes and temporary directories of this program."""
@@ -43,7 +35,7 @@ def settles(site: Site, before: Counter[str], what: str) -> None:
 
 def test_thousand_tasks(site: Site, flow: Workflow) -> None:
     """1,000 tasks submitted one by one all end well, each once."""
-    count = many(site)
+    count = site.many(1000)
     job = flow.new_job()
     for _ in range(count):
         job.run(site.succeed())
@@ -53,7 +45,7 @@ def test_thousand_tasks(site: Site, flow: Workflow) -> None:
 
 def test_thousand_elements(site: Site, flow: Workflow) -> None:
     """An array of 1,000 elements ends well, and `as_completed` hands out each once."""
-    count = many(site)
+    count = site.many(1000)
     job = flow.run_array(count, site.succeed())
     assert sorted(task.index or 0 for task in as_completed([job])) == list(range(1, count + 1))
     assert not job.any_failed()
@@ -61,7 +53,7 @@ def test_thousand_elements(site: Site, flow: Workflow) -> None:
 
 def test_mixed_ends(site: Site, flow: Workflow) -> None:
     """Among hundreds of tasks every one has its own end."""
-    count = many(site) // 4
+    count = site.many(250)
     job = flow.new_job()
     for number in range(count):
         job.run(site.fail(number % 7))
@@ -73,13 +65,13 @@ def test_threads_on_one_workflow(site: Site, flow: Workflow) -> None:
 
     def work(number: int) -> list[int | None]:
         job = flow.new_job()
-        for step in range(many(site) // 100):
+        for step in range(site.many(10, least=2)):
             job.run(site.fail((number + step) % 5)).wait()
         return [info.exit_status for info in job.infos()]
 
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(work, range(16)))
-    assert results == [[(number + step) % 5 for step in range(many(site) // 100)] for number in range(16)]
+    assert results == [[(number + step) % 5 for step in range(site.many(10, least=2))] for number in range(16)]
 
 
 def test_threads_on_one_job(site: Site, flow: Workflow) -> None:
@@ -117,7 +109,7 @@ def test_nothing_is_left(site: Site) -> None:
 
     def work() -> None:
         with Workflow(site.open()) as flow:
-            flow.run_array(many(site) // 10, site.succeed()).wait()
+            flow.run_array(site.many(100, least=2), site.succeed()).wait()
             flow.run(site.stay()).wait(timeout=0).kill()
             flow.run(site.fail(1)).has_any_failed()
 
@@ -133,7 +125,7 @@ def test_nothing_grows(site: Site, flow: Workflow) -> None:
     flow.run_array(20, site.succeed()).wait().reap_all()
     before = left_over()
     for _ in range(5):
-        flow.run_array(many(site) // 10, site.succeed()).wait().reap_all()
+        flow.run_array(site.many(100, least=2), site.succeed()).wait().reap_all()
     settles(site, before, "after reaping")
 
 
@@ -142,10 +134,11 @@ def test_waiting_threads(site: Site, flow: Workflow) -> None:
     """A hundred running jobs take no thread each (design point 25)."""
     flow.run(site.stay())
     before = threading.active_count()
-    job = flow.run_array(100, site.stay())
+    count = site.many(100)
+    job = flow.run_array(count, site.stay())
     for task in job.tasks:
         task.wait_started(site.within(120))
-    assert threading.active_count() - before <= 12
+    assert threading.active_count() - before <= 12 < count
     job.kill().wait(site.within(60))
 
 
@@ -165,7 +158,7 @@ def test_descriptors_are_not_inherited(flow: Workflow) -> None:
 @needs(Trait.EXECUTION)
 def test_output_of_many(flow: Workflow, site: Site) -> None:
     """The outputs of hundreds of jobs are each their own."""
-    count = many(site) // 5
+    count = site.many(200)
     job = flow.new_job()
     for number in range(count):
         job.run(shell(f"echo {number}"))

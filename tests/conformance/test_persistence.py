@@ -405,6 +405,38 @@ def test_killed_in_a_burst(
     assert len(lines) == len(set(lines)) == sum(did)
 
 
+@needs(Trait.PROGRAMS, Trait.REMEMBERS)
+def test_found_without_a_store(site: Site, program: Start, make_flow: MakeFlow) -> None:
+    """Where the system itself remembers jobs, a new program finds detached ones by their session's name alone: single
+    ones and arrays, running and ended, with output and exit status; they can be controlled and reaped.
+    """
+    source = (
+        "flow = Workflow(open_context(session_name='kept', detach=True))\n"
+        "flow.run(shell('echo out; exit 3'), job_name='one').wait()\n"
+        "flow.run_array(range(4, 8, 3), 'sleep', '600').do(lambda array: array.wait_started())\n"
+    )
+    started = program(source + "say('runs')\nimport time; time.sleep(600)\n")
+    assert started.line() == "runs"
+    started.send(signal.SIGKILL)
+    started.wait()
+    flow = make_flow(session_name="kept")
+    single, array = flow.jobs()
+    assert (single.wait(site.within(60)).exit_status(), single.output()) == (3, "out")
+    assert single.template is not None
+    assert single.template.job_name == "one"
+    (task,) = array.tasks
+    assert isinstance(task, TaskArray)
+    assert [element.index for element in task] == [4, 7]
+    site.until(lambda: array.state is JobState.RUNNING, "RUNNING")
+    flow.close()
+    again = make_flow(session_name="kept")
+    single, array = again.jobs()
+    assert array.kill().wait(site.within(60)).state is JobState.FAILED
+    assert [info.terminating_signal for info in array.infos()] == ["SIGKILL"] * 2
+    assert single.reap_all().errors == array.reap_all().errors == []
+    assert again.jobs() == []
+
+
 def test_damaged_store(store: Path, make_flow: MakeFlow) -> None:
     """A damaged store is a SessionManagementError that names it, before anything is started."""
     store.write_bytes(b"this is no database, and never was one" * 100)

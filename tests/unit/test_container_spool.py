@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wfl.backend import Stream
-from wfl.contexts.containers.spool import Demultiplexer, Spool
+from wfl.contexts.containers.spool import CUT, Demultiplexer, Spool
 from wfl.errors import DrmCommunicationError, ImplementationSpecificError, InvalidStateError, OutOfResourceError
 
 PATIENCE = 30  # seconds that a thread may take on a busy machine
@@ -119,6 +120,77 @@ def test_words_of_the_daemon_are_no_output() -> None:
 
 
 # --- the files --------------------------------------------------------------------------------------------
+
+
+# --- line breaks that were lost ---------------------------------------------------------------------------
+
+
+def lines_as_docker_has_them(lines: list[tuple[int, bytes]]) -> tuple[list[bytes], list[bytes]]:
+    """The log of lines (kind, text without break) as the driver "local" of Docker 20.10 tells it: plain and stamped."""
+    plain, stamped = [], []
+    for number, (kind, text) in enumerate(lines):
+        parts = [text[i : i + CUT] for i in range(0, len(text), CUT)] or [b""]
+        if len(text) >= CUT and len(text) % CUT == 0:
+            parts.append(b"")
+        for part in parts:
+            payload = part if len(parts) > 1 else part + b"\n"
+            plain.append(frame(kind, payload))
+            stamped.append(frame(kind, b"2026-11-21T10:00:00.%09dZ " % number + payload))
+    return plain, stamped
+
+
+LONG = [
+    (1, b"a"),
+    (1, b"b" * 40000),
+    (2, b"c" * CUT),
+    (2, b""),
+    (1, b"d" * 3 * CUT),
+    (2, b"e" * (CUT + 1)),
+    (1, b"f"),
+    (2, b"g"),
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
+def test_lost_breaks_are_put_back(tmp_path: Path, size: int) -> None:
+    """Those of lines that Docker has cut, of any length, in both streams and however the log arrives."""
+    plain, stamped = ([bytes(b"".join(log))] for log in lines_as_docker_has_them(LONG))
+    pieces = [stamped[0][i : i + size] for i in range(0, len(stamped[0]), size)]
+    spool = Spool(tmp_path, "job")
+    spool.fill(plain, stamped=[pieces])
+    assert spool.error is None
+    for stream, number in (("stdout", 1), ("stderr", 2)):
+        assert whole(spool, cast("Stream", stream)) == b"".join(text + b"\n" for kind, text in LONG if kind == number)
+
+
+def test_lost_breaks_where_both_are_one(tmp_path: Path) -> None:
+    """Merged, lines stay lines."""
+    plain, stamped = lines_as_docker_has_them(LONG)
+    spool = Spool(tmp_path, "job", merged=True)
+    spool.fill(plain, stamped=[stamped])
+    assert whole(spool) == b"".join(text + b"\n" for _, text in LONG)
+
+
+def test_nothing_is_put_where_nothing_was_lost(tmp_path: Path) -> None:
+    """A daemon that keeps the breaks, and a last line that had none."""
+    stamp = b"2026-11-21T10:00:00.1Z "
+    plain = [frame(1, b"x" * CUT), frame(1, b"y\n"), frame(1, b"z" * CUT), frame(1, b"end")]
+    stamped = [
+        frame(1, stamp + b"x" * CUT), frame(1, stamp + b"y\n"),
+        frame(1, b"2" + stamp + b"z" * CUT), frame(1, b"2" + stamp + b"end"),
+    ]  # fmt: skip
+    spool = Spool(tmp_path, "job")
+    spool.fill(plain, stamped=[stamped])
+    assert whole(spool) == b"x" * CUT + b"y\n" + b"z" * CUT + b"end"
+
+
+def test_what_was_written_before_the_first_cut_line_stays(tmp_path: Path) -> None:
+    """A log that is followed goes on with its stamped form, and is read once more in that form."""
+    plain, stamped = lines_as_docker_has_them(LONG)
+    spool = Spool(tmp_path, "job")
+    spool.fill(plain, iter(()), stamped=[stamped[:4], stamped])
+    assert spool.error is None
+    assert whole(spool) == b"".join(text + b"\n" for kind, text in LONG if kind == 1)
 
 
 def test_both_streams_are_read_by_ranges(tmp_path: Path) -> None:
