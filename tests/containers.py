@@ -49,7 +49,7 @@ def settings_of(url: str | None) -> dict[str, Any]:
             settings = client_of(url, None, ANSWER, None)
             client = Client(settings)
             try:
-                client.version()
+                client.info()
                 there = client.has_image(IMAGE)
             finally:
                 client.close()

@@ -18,12 +18,13 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
-from wfl.contexts.containers.client import REQUESTS, NotThereError, UnsentError, connect
+from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.spool import Spool
 from wfl.contexts.containers.undertaker import Undertaker
@@ -139,16 +140,23 @@ class ContainerBackend(Backend):
         self._report = report
         self._opened = time.monotonic()
         self._keep = directory is not None
-        self._client, told = connect(self._settings, self._dialect.cure)
-        self._dialect = self._dialect.as_told(told)
-        self._machine = str(told.get("Name") or socket.gethostname())
+        self._client = Client({"cure": self._dialect.cure, **self._settings})
+
+    @cached_property
+    def _told(self) -> Mapping[str, Any]:
+        """What the daemon says of itself; asked for when it is needed, as Podman is slow to answer."""
+        return self._client.info()
+
+    @property
+    def _machine(self) -> str:
+        return str(self._told.get("Name") or socket.gethostname())
 
     # -- submitting --
 
     def check(self, template_: JobTemplate) -> None:
         """Refuse by field what no container can be made of."""
         super().check(template_)
-        self._dialect.check(template_, self.name)
+        self._dialect.check(template_, self.name, lambda: self._told)
         template.check(template_, self._image)
 
     def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
@@ -405,6 +413,8 @@ class ContainerBackend(Backend):
                 raise
             trouble = f"its output and files cannot be had: {error}"
         if code in NOT_RUN and (words := self._never_ran(job)):
+            command = job.template.remote_command or ""
+            words = words if command in words else f"{command}: {words}"
             return ended(job.key, sub_state="launch_failure", annotation=words)
         guess = self._dialect.guesses_memory and not (job.killed or job.unheard)
         return facts.over(job.key, inspected, self._machine, trouble, guess_memory=guess, unheard=job.unheard)

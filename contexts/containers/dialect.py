@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import structs
 
 from wfl.errors import UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from wfl.drmaa2 import JobTemplate
 
@@ -22,6 +21,12 @@ _CGROUPS = {
     "priority": "CPUShares",
 }
 """Fields that are control groups' work, and what a daemon calls its ability."""
+
+
+def _is_helpless(told: Mapping[str, Any]) -> bool:
+    """Without root, control groups of the first version are not to be had."""
+    rootless = told.get("Rootless") or "name=rootless" in (told.get("SecurityOptions") or ())
+    return bool(rootless) and told.get("CgroupVersion") == "1"
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,18 +45,14 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     loses_breaks: bool = True
     cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
 
-    def as_told(self, told: Mapping[str, Any]) -> Dialect:
-        """With what this daemon says that it cannot do on its machine, and would pass over in silence."""
-        rootless = told.get("Rootless") or "name=rootless" in (told.get("SecurityOptions") or ())
-        helpless = rootless and told.get("CgroupVersion") == "1"
-        lacks = {field for field, flag in _CGROUPS.items() if helpless or told.get(flag) is False}
-        return structs.replace(self, refused=self.refused | lacks)
-
-    def check(self, template: JobTemplate, backend: str) -> None:
-        """Refuse what this daemon would pass over."""
+    def check(self, template: JobTemplate, backend: str, told: Callable[[], Mapping[str, Any]]) -> None:
+        """Refuse what this daemon would pass over; `told` is what it says of itself."""
         for name in self.refused:
             if getattr(template, name, None) or name in (template.extensions or ()):
                 raise UnsupportedAttributeError(f"{backend} does not honour {name}; remove it")
+        for name, flag in _CGROUPS.items():
+            if getattr(template, name) and (told().get(flag) is False or _is_helpless(told())):
+                raise UnsupportedAttributeError(f"{backend} cannot honour {name} as this daemon runs; remove it")
 
     def adapt(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body of a container as this daemon takes it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wfl.backend import Monitor
 from wfl.contexts import host
 from wfl.contexts.containers import facts
-from wfl.contexts.containers.client import connect
+from wfl.contexts.containers.client import Client
 from wfl.drmaa2 import FrozenDict, JobInfo, MachineInfo, fact
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class ContainerMonitor(Monitor):
     """
 
     def __init__(self, settings: Mapping[str, Any], dialect: Dialect) -> None:
-        self._client, found = connect(settings, dialect.cure)
-        self._name = machine(found, self._client.url).name
+        self._client = Client({"cure": dialect.cure, **settings})
+        self._name = machine(self._client.info(), self._client.url).name
 
     def jobs(self, session_name: str | None) -> Sequence[JobInfo]:
         """By one list; a session's by their labels."""
@@ -39,7 +39,7 @@ class ContainerMonitor(Monitor):
 
     def machines(self) -> Sequence[MachineInfo]:
         """The one that the daemon is on."""
-        return [machine(self._client.version(), self._client.url)]
+        return [machine(self._client.info(), self._client.url)]
 
     def categories(self) -> Sequence[str]:
         """The names of its images."""

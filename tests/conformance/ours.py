@@ -61,12 +61,12 @@ def _address(name: str) -> str:
     return subprocess.run([script, name], capture_output=True, text=True, check=True).stdout.strip()
 
 
-_WITH_SHARED = JobTemplate(stage_in_files={str(MOUNTED): f"bind:{MOUNTED}"})
-"""What lets jobs in containers see the shared directory."""
+_DEFAULT = JobTemplate(stage_in_files={str(MOUNTED): f"bind:{MOUNTED}"}, extensions={"network": "host"})
+"""What lets jobs in containers see the shared directory; and the network with which they start fastest."""
 
 
 def _in_containers(name: str, *, default_template: JobTemplate | None = None, **given: Any) -> Context:
-    default = _WITH_SHARED if default_template is None else default_template.merged_with(_WITH_SHARED)
+    default = _DEFAULT if default_template is None else default_template.merged_with(_DEFAULT)
     return Context.named(name, image="busybox", base_url=_address(name), default_template=default, **given)
 
 
@@ -80,7 +80,7 @@ def _containers(name: str, **settings: Any) -> Site:
         remembers=True,
         refuse=lambda: JobTemplate(remote_command="", job_category="No Image"),
         reason="job_category",
-        default=_WITH_SHARED,
+        default=_DEFAULT,
         count=functools.partial(_count, name),
         clean=functools.partial(_clean, name),
         inapplicable=_DIFFERENT,

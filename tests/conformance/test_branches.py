@@ -145,7 +145,7 @@ def test_default_observer(site: Site, flow: Workflow, caplog: pytest.LogCaptureF
     levels = {record.getMessage(): record.levelname for record in caplog.records}
     assert any(good.job_id in words and level == "INFO" for words, level in levels.items())
     assert any(bad.job_id in words and level == "ERROR" for words, level in levels.items())
-    assert any("remote_command" in words for words in levels)
+    assert any(site.reason in words for words in levels)
 
 
 def test_observer_of_array(site: Site, flow: Workflow) -> None:

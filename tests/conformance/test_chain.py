@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_retry_any_failed(kind: str, job: Job) -> None:
 
 def test_kill(site: Site, kind: str, common: Workflow) -> None:
     """`kill` ends the last task; on an array all elements; on a failed submission it changes nothing."""
-    job = KINDS[kind](common, Site(name="", context=site.context, succeed=site.stay, fail=lambda _: site.stay()))
+    job = KINDS[kind](common, replace(site, succeed=site.stay, fail=lambda _: site.stay()))
     last = job.kill().wait(site.within(60)).tasks[-1]
     assert last.state is JobState.FAILED
     assert not [error for error in job.errors if isinstance(error, InvalidStateError)]
@@ -290,7 +291,7 @@ def test_kill(site: Site, kind: str, common: Workflow) -> None:
 
 def test_kill_all(site: Site, kind: str, common: Workflow) -> None:
     """`kill_all` ends all tasks and array elements."""
-    job = KINDS[kind](common, Site(name="", context=site.context, succeed=site.stay, fail=lambda _: site.stay()))
+    job = KINDS[kind](common, replace(site, succeed=site.stay, fail=lambda _: site.stay()))
     job.kill_all().synchronize(site.within(60))
     assert {task.state for task in elements(job)} == {JobState.FAILED}
 

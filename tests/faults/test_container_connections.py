@@ -267,7 +267,7 @@ def machine(context: DockerContext) -> str:
 
     client = Client(context.client_settings())
     try:
-        client.version()
+        client.info()
         return client.url
     finally:
         client.close()
