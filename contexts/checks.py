@@ -49,6 +49,8 @@ def streams(template: JobTemplate, cwd: str, *, look: bool) -> dict[str, Any]:
         passed = template.input_path in PASSED
         if not passed:
             _check_no_pipe("input_path", os.path.join(cwd, template.input_path))
+        if look and not passed and os.path.isdir(os.path.join(cwd, template.input_path)):
+            raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} is a directory")
         if look and not passed and not os.access(os.path.join(cwd, template.input_path), os.R_OK):
             raise InvalidArgumentError(f"input_path {os.path.join(cwd, template.input_path)} cannot be read")
     for name, path in (("output_path", out), ("error_path", err)):

@@ -27,7 +27,7 @@ class PodmanContext(DockerContext):
     name = "podman"
 
     def __init__(self, *, base_url: str | None = None, **settings: Any) -> None:
-        super().__init__(base_url=base_url or _service(), **settings)
+        super().__init__(base_url=_service() if base_url is None else base_url, **settings)
 
     def dialect(self) -> Dialect:
         """Where Podman differs from Docker."""
@@ -38,6 +38,7 @@ class PodmanContext(DockerContext):
             ulimits=_ulimits() if here else {},
             guesses_memory=True,
             loses_breaks=False,
+            not_run=(1,),
             cure="Start its service: systemctl --user start podman.socket, or podman system service -t 0; "
             "set CONTAINER_HOST or base_url to where it listens.",
         )

@@ -49,6 +49,13 @@ def recall(session: JobSession, found: Sequence[Known]) -> None:
         session._unended += len(new)
         _restore_arrays(session, new)
     session._find(list(new), _NEVER)
+    for record in new:
+        if record.phase == ACCEPTED:
+            with session._lock:
+                record.gates = session._gates(record.gate)
+                occupy(record)
+            if record.template.deadline_time is not None:
+                session._end_by(record, record.template.deadline_time)
 
 
 def _restore_arrays(session: JobSession, limits: Mapping[Record, int | None]) -> None:

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ from wfl.timing import timeout_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from datetime import timedelta
 
     from wfl.backend import Outcome, Stream
     from wfl.context import Context
@@ -65,6 +64,8 @@ _ENDING = (Action.TERMINATE, Action.KILL)
 _CANCELLED = ("cancelled", "ended by its own program")
 CALLBACK_PATIENCE = 5.0
 """Seconds that closing waits for callbacks that have not returned."""
+_SAME_START = timedelta(seconds=1)
+"""Two sources may tell one start with times that differ a little."""
 WORKERS = 8
 
 
@@ -957,7 +958,8 @@ class JobSession:
             began = record.info.dispatch_time if record.info else None
 
             def over() -> None:
-                same = record.info is not None and record.info.dispatch_time == began
+                now = record.info.dispatch_time if record.info else None
+                same = now is None or began is None or abs(now - began) < _SAME_START
                 if same and record.state.started:  # else it was requeued, and has its time once more
                     self._time_is_up(record, f"its WALLCLOCK_TIME is {limit} s")
 

@@ -13,22 +13,23 @@ import posixpath
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
 from wfl.contexts.containers import facts, staging, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
-from wfl.contexts.containers.spool import Spool
+from wfl.contexts.containers.spool import Demultiplexer, Spool
 from wfl.contexts.containers.undertaker import Undertaker
-from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate
+from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, fact
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -40,9 +41,8 @@ from wfl.errors import (
 from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from wfl.contexts.containers.connection import Input
 
 log = logging.getLogger("wfl")
 
@@ -50,12 +50,16 @@ PATIENCE = 10.0
 """Seconds that closing waits for what is under way."""
 RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
-NOT_RUN = (1, 126, 127)
-"""Exit codes of the container's init when there is no such command (1: Podman's)."""
+FAILED_PULL = 5.0
+"""Seconds in which an image that could not be fetched is not asked for again: an array would ask for each element."""
+_FIRST_WORDS = 1000
+"""Bytes of the error output in which the init has said what it could not do."""
 TRIES = 5
 """Times that output and files of an ended job are asked for before it ends without them."""
 AGAIN = 0.2
 """Seconds after which an end that could not be completed is looked at again."""
+LOOK = 300.0
+"""Seconds between two looks at all containers where events never cease: one of them may have been lost."""
 KINDS = ("start", "kill", "die", "died", "pause", "unpause", "destroy", "remove")
 """Events that say something new; Podman's names are among them."""
 _UNSTARTED = ("created", "configured", "initialized")
@@ -76,6 +80,7 @@ class _Job:
         "spool",
         "template",
         "tries",
+        "trouble",
         "unheard",
     )
 
@@ -85,6 +90,7 @@ class _Job:
         self.killed = not own  # by a signal from outside, or nobody knows
         self.prepared = self.ended = self.reaped = False
         self.unheard = False  # it ended while nobody listened
+        self.trouble: str | None = None  # that its files made
         self.tries = 0  # to have its output and files after its end
         self.asked = time.monotonic()
         self.code: int | None = None  # as the event of its end said, should it be gone when it is looked at
@@ -107,7 +113,7 @@ class ContainerBackend(Backend):
     )
     fields = template.FIELDS
     extensions = template.EXTENSIONS
-    limits = Limits(requests=REQUESTS, submissions=1)
+    limits = Limits(submissions=1)  # the client sees to how many requests there are at once
 
     def __init__(
         self,
@@ -127,6 +133,8 @@ class ContainerBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._finishing: set[str] = set()
         self._lock = threading.Lock()
+        self._quiet = threading.Condition()
+        self._making = 0
         self._pulls: dict[tuple[str, str | None], _Pull] = {}
         self._listening = threading.Event()
         self._listener: threading.Thread | None = None
@@ -147,9 +155,11 @@ class ContainerBackend(Backend):
         """What the daemon says of itself; asked for when it is needed, as Podman is slow to answer."""
         return self._client.info()
 
-    @property
+    @cached_property
     def _machine(self) -> str:
-        return str(self._told.get("Name") or socket.gethostname())
+        """The daemon's; a socket in the file system leads to one on this machine."""
+        here = sys.platform == "linux" and self._client.url.startswith("unix:")
+        return socket.gethostname() if here else str(self._told.get("Name") or self._client.url)
 
     # -- submitting --
 
@@ -165,7 +175,8 @@ class ContainerBackend(Backend):
         for submission in submissions:
             try:
                 self.check(submission.template)
-                self._run(submission)
+                with self._on_its_way():
+                    self._run(submission)
                 outcomes.append(submission.key)
             except DrmCommunicationError:
                 raise
@@ -174,6 +185,20 @@ class ContainerBackend(Backend):
                     self._jobs.pop(submission.key, None)
                 outcomes.append(error)
         return outcomes
+
+    @contextmanager
+    def _on_its_way(self) -> Iterator[None]:
+        """Closing waits for what is just being made, so that it can be ended."""
+        with self._quiet:
+            if self._closed.is_set():
+                raise InvalidSessionError("the session is closed")
+            self._making += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._making -= 1
+                self._quiet.notify_all()
 
     def _run(self, submission: Submission) -> None:
         self._listen()
@@ -219,8 +244,9 @@ class ContainerBackend(Backend):
         job.asked = time.monotonic()
         try:
             self._client.create(body, query)
-        except UnsentError:
-            job.asked = -math.inf
+        except WflError as error:
+            if isinstance(error, UnsentError) or not isinstance(error, DrmCommunicationError):
+                job.asked = -math.inf  # it is certain that there is none
             raise
 
     def _fetch(self, image: tuple[str, str | None], *, since: float) -> None:
@@ -228,16 +254,22 @@ class ContainerBackend(Backend):
         with self._lock:
             pull = self._pulls.setdefault(image, _Pull())
         with pull.lock:
+            if pull.error is not None and time.monotonic() - pull.failed < FAILED_PULL:
+                raise pull.error
             if pull.done < since:
-                self._client.pull(*image)
-                pull.done = time.monotonic()
+                try:
+                    self._client.pull(*image)
+                except DeniedByDrmsError as error:
+                    pull.failed, pull.error = time.monotonic(), error
+                    raise
+                pull.done, pull.error = time.monotonic(), None
 
     def _fill_and_start(self, job: _Job) -> None:
         name = _name(job.key)
         try:
             self._copy_in(job)
             if job.template.input_path:  # before the start, so that it goes on should that have no answer
-                _feed(self._client.attach_input(name), job.template.input_path)
+                self._feed(job, name, job.template.input_path)
             job.prepared = True
             self._client.start(name)
         except DrmCommunicationError:
@@ -247,6 +279,31 @@ class ContainerBackend(Backend):
             if isinstance(error, WflError):
                 raise DeniedByDrmsError(str(error)) from error
             raise DeniedByDrmsError(f"its files cannot be copied in: {error}") from error
+
+    def _feed(self, job: _Job, name: str, path: str) -> None:
+        """Write a file to a container's standard input, which may take it slowly or not at all."""
+        file = open(path, "rb")  # noqa: SIM115 - closed in the thread
+        try:
+            standard_input = self._client.attach_input(name)
+        except BaseException:
+            file.close()
+            raise
+
+        def write() -> None:
+            with suppress(OSError), standard_input, file:  # it need not read all
+                while data := self._read_input(job, file):
+                    standard_input.sendall(data)
+                standard_input.finish()
+
+        threading.Thread(target=write, name="wfl-input", daemon=True).start()
+
+    @staticmethod
+    def _read_input(job: _Job, file: IO[bytes]) -> bytes:
+        try:
+            return file.read(1 << 18)
+        except OSError as error:
+            job.trouble = f"input_path {file.name} cannot be read: {error.strerror}"
+            return b""
 
     def _copy_in(self, job: _Job) -> None:
         """Into each mount by itself: Podman would unpack a whole archive beneath them."""
@@ -295,6 +352,7 @@ class ContainerBackend(Backend):
     def _listen(self) -> None:
         with self._lock:
             if self._listener is None:
+                log.debug("%s: at %s", self.name, self._machine)  # so that it is known before anything is told
                 self._listener = threading.Thread(target=self._follow, name=f"wfl-{self.name}-events", daemon=True)
                 self._listener.start()
         if not self._listening.wait(PATIENCE):
@@ -302,18 +360,22 @@ class ContainerBackend(Backend):
 
     def _follow(self) -> None:
         """Read events for as long as the session is open; after each connection, look at all containers."""
-        pause, lost = RECONNECT[0], False
+        pause, lost, looked = RECONNECT[0], False, 0.0
         while not self._closed.is_set():
             try:
                 for event in self._client.events({"wfl.session": self._session}, KINDS):
                     if event is not None:
                         self._heard(event)
+                        if time.monotonic() - looked > LOOK:
+                            looked = time.monotonic()
+                            self._pool.submit(self._reconcile)
                         continue
                     if lost:
                         log.warning("%s: the daemon is there again", self.name)
                     self._listening.set()
+                    looked = time.monotonic()
                     self._reconcile()
-                    pause, lost = RECONNECT[0], False
+                    pause, lost, looked = RECONNECT[0], False, 0.0
             except Exception as error:  # noqa: BLE001 - whatever it was, the next connection may do better
                 if not lost and not self._closed.is_set():
                     log.warning("%s: the connection for events was lost, connecting again: %s", self.name, error)
@@ -336,12 +398,12 @@ class ContainerBackend(Backend):
             self._finish_soon(job)
         elif what == "kill":
             job.killed = True
-        else:
-            state = JobState.SUSPENDED if what == "pause" else JobState.RUNNING
-            more: dict[str, Any] = {}
-            if what == "start":
-                more = {"dispatch_time": _event_time(event), "allocated_machines": (self._machine,), "slots": 1}
-            self._report([JobInfo(id=job.key, state=state, **more)])
+        elif what == "start":
+            job.code = None
+            began: dict[str, Any] = {"dispatch_time": _event_time(event), "allocated_machines": (self._machine,)}
+            self._report([fact(id=job.key, state=JobState.RUNNING, slots=1, **began)])
+        else:  # it may be late, and no more so
+            self._pool.submit(lambda: self._report_living(job))
 
     def _reconcile(self) -> None:
         """Compare what is known here with what is there."""
@@ -356,15 +418,19 @@ class ContainerBackend(Backend):
                 job.unheard = job.code is None
                 self._finish_soon(job)
             elif found["State"].lower() not in _UNSTARTED:
-                self._report([self._inspected(job)])
+                self._pool.submit(partial(self._report_living, job))
 
     def _all(self) -> dict[str, dict[str, Any]]:
         """All containers of the session by key."""
         found = self._client.list({"wfl.session": self._session})
         return {key: one for one in found if (key := one["Labels"].get("wfl.key"))}
 
-    def _inspected(self, job: _Job) -> JobInfo:
-        return facts.living(job.key, self._client.inspect(_name(job.key)), self._machine)
+    def _report_living(self, job: _Job) -> None:
+        """How it is now; if it is over, that is told by an event, or found at the next look."""
+        with suppress(WflError):
+            inspected = self._client.inspect(_name(job.key))
+            if inspected["State"]["Status"].lower() not in facts.OVER:
+                self._report([facts.living(job.key, inspected, self._machine)])
 
     # -- ends --
 
@@ -392,6 +458,9 @@ class ContainerBackend(Backend):
         except WflError as error:
             log.info("%s: %s has ended, how is not known yet: %s", self.name, job.key, error)
             again = True
+        except Exception as error:
+            log.exception("%s: %s has ended", self.name, job.key)
+            info = ended(job.key, sub_state="lost", annotation=f"what is said of its end cannot be understood: {error}")
         finally:
             with self._lock:
                 self._finishing.discard(job.key)
@@ -412,17 +481,25 @@ class ContainerBackend(Backend):
             if job.tries < TRIES:
                 raise
             trouble = f"its output and files cannot be had: {error}"
-        if code in NOT_RUN and (words := self._never_ran(job)):
-            command = job.template.remote_command or ""
-            words = words if command in words else f"{command}: {words}"
+        trouble = job.trouble or trouble
+        if code in self._dialect.not_run and (words := self._never_ran(job)):
             return ended(job.key, sub_state="launch_failure", annotation=words)
         guess = self._dialect.guesses_memory and not (job.killed or job.unheard)
         return facts.over(job.key, inspected, self._machine, trouble, guess_memory=guess, unheard=job.unheard)
 
     def _never_ran(self, job: _Job) -> str | None:
         """What the first process said of a command that it could not run; None where the command itself ended so."""
-        words = self._spooled(job).read("stderr", 0, 1000).decode(errors="replace")
-        return words.strip() if re.match(r"\[FATAL tini \(\d+\)\] exec |ERROR \(catatonit", words) else None
+        demultiplexer, words = Demultiplexer(), b""
+        with suppress(WflError), closing(self._client.logs(_name(job.key), follow=False, stdout=False)) as log:
+            for piece in log:
+                words += demultiplexer.feed(piece)[1]
+                if len(words) >= _FIRST_WORDS:
+                    break
+        said = words[:_FIRST_WORDS].decode(errors="replace")
+        if not re.match(r"\[FATAL tini \(\d+\)\] exec |ERROR \(catatonit", said):
+            return None
+        command = job.template.remote_command or ""
+        return said.strip() if command in said else f"{command}: {said.strip()}"
 
     def _write_output(self, job: _Job) -> str | None:
         """Write output_path and error_path; what went wrong, in words."""
@@ -446,7 +523,8 @@ class ContainerBackend(Backend):
         for target, given in (job.template.stage_out_files or {}).items():
             source = posixpath.join(place, given)
             try:
-                staging.unpack(self._client.get(_name(job.key), source), source, target)
+                with closing(self._client.get(_name(job.key), source)) as archive:
+                    staging.unpack(archive, source, target)
             except DrmCommunicationError:
                 raise
             except WflError as error:
@@ -466,8 +544,8 @@ class ContainerBackend(Backend):
         def one(id: str) -> None:
             try:
                 self._control_one(id, action)
-            except InvalidStateError as error:
-                failures[id] = InvalidStateError(f"{id}: cannot {action.value}: {error}")
+            except WflError as error:
+                failures[id] = type(error)(f"{id}: cannot {action.value}: {error}")
 
         in_threads(one, list(ids), REQUESTS, f"wfl-{self.name}-control")
         return failures
@@ -483,7 +561,7 @@ class ContainerBackend(Backend):
         elif action is Action.KILL:
             self._client.kill(name)
         else:
-            self._client.kill(name, "SIGTERM")
+            self._client.kill(name, self._client.inspect(name)["Config"].get("StopSignal") or "SIGTERM")
             with suppress(InvalidStateError):  # it takes the signal only when it goes on
                 self._client.unpause(name)
 
@@ -508,26 +586,30 @@ class ContainerBackend(Backend):
                 job.spool = Spool(self._directory(), job.key, merged=_joined(job.template))
                 threading.Thread(target=self._fill, args=(job, job.spool), name="wfl-output", daemon=True).start()
             spool = job.spool
-        if (job.ended or job.key in self._finishing) and not spool.complete.wait(self._settings["timeout"]):
-            self._drop(job)
-            raise DrmCommunicationError(f"{self._client.url}: the output of {job.key} does not come to its end")
+        if job.ended or job.key in self._finishing:
+            come = -1
+            while not spool.complete.wait(self._settings["timeout"]):
+                if come == spool.come:
+                    self._drop(job, spool)
+                    raise DrmCommunicationError(f"{self._client.url}: the output of {job.key} has stopped coming")
+                come = spool.come
         if spool.complete.is_set() and spool.error is not None:
-            self._drop(job)
+            self._drop(job, spool)
             if isinstance(spool.error, NotThereError):
                 raise InvalidStateError(f"{job.key}: its output is gone: its container was removed by somebody")
             raise spool.error
         return spool
 
-    def _drop(self, job: _Job) -> None:
+    def _drop(self, job: _Job, spool: Spool) -> None:
         """What is asked for next is read anew, from the beginning."""
         with self._lock:
-            spool, job.spool = job.spool, None
-        if spool is not None:
-            spool.remove()
+            if job.spool is spool:
+                job.spool = None
+        spool.remove()
 
     def _fill(self, job: _Job, spool: Spool) -> None:
         """Twice, as a followed log may end early: what was written before is not written again."""
-        ways = (False,) if job.ended else (True, False)
+        ways = (False,) if job.ended or job.key in self._finishing else (True, False)
         plain, stamped = (
             [self._client.logs(_name(job.key), follow=follow, stamped=stamped) for follow in ways]
             for stamped in (False, True)
@@ -613,6 +695,7 @@ class ContainerBackend(Backend):
             return []
         except WflError as error:
             self._forget(job.key)
+            self._client.remove(_name(job.key))
             return [ended(job.key, sub_state="launch_failure", annotation=str(error))]
         return [JobInfo(id=job.key)]
 
@@ -630,17 +713,25 @@ class ContainerBackend(Backend):
 
     def close(self, *, end: bool) -> None:
         """End what still runs, and remove it and, without a store, all that has ended."""
-        self._closed.set()
-        left = self._end_all(end=end) if self._listener is not None else 0
-        if self._undertaker is not None and not left:
-            self._undertaker.goodbye()
-        elif self._undertaker is not None:
+        with self._quiet:
+            self._closed.set()
+            self._quiet.wait_for(lambda: not self._making, PATIENCE)
+            making = self._making
+        left = self._end_all(end=end) + making if self._listener is not None else 0
+        with self._lock:
+            undertaker = self._undertaker
+        if undertaker is not None and not left:
+            undertaker.goodbye()
+        elif undertaker is not None:
             log.error("%s: %d containers are not ended yet; the helper process goes on with that", self.name, left)
-            self._undertaker.take_over()
+            undertaker.take_over()
         self._client.close()
         if self._listener is not None:
             self._listener.join(PATIENCE)
         self._pool.stop()
+        for job in list(self._jobs.values()):
+            if job.spool is not None:
+                job.spool.remove()
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 
@@ -672,12 +763,14 @@ class ContainerBackend(Backend):
 
 
 class _Pull:
-    """One image's fetching: when it was done last, and who does it now."""
+    """One image's fetching: when it was done last, or failed, and who does it now."""
 
-    __slots__ = ("done", "lock")
+    __slots__ = ("done", "error", "failed", "lock")
 
     def __init__(self) -> None:
-        self.lock, self.done = threading.Lock(), -1.0
+        self.lock = threading.Lock()
+        self.done = self.failed = -math.inf
+        self.error: DeniedByDrmsError | None = None
 
 
 def _unstarted(found: Mapping[str, Any]) -> bool:
@@ -715,15 +808,3 @@ def _output_files(given: JobTemplate) -> dict[Stream, str]:
 def _event_time(event: Mapping[str, Any]) -> datetime:
     nanoseconds = event.get("timeNano")
     return datetime.fromtimestamp(nanoseconds / 1e9 if nanoseconds else event.get("time", time.time()), UTC)
-
-
-def _feed(standard_input: Input, path: str) -> None:
-    """Write a file to a container's standard input, which may take it slowly or not at all."""
-
-    def write() -> None:
-        with suppress(OSError), standard_input, open(path, "rb") as file:
-            while data := file.read(1 << 18):
-                standard_input.sendall(data)
-            standard_input.finish()
-
-    threading.Thread(target=write, name="wfl-input", daemon=True).start()

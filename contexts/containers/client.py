@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,14 @@ from wfl.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 API = "1.41"
 """The API version that is spoken wherever it can be: that of Docker 20.10, which Podman speaks, too."""
 CONNECT = 10.0
 """Seconds in which a stream must begin."""
+OVERLAP = 2.0
+"""Seconds of the past that are told again: the daemon begins to listen a little after it has answered."""
 QUIET = 300.0
 """Seconds of silence after which a stream of events may be one that nobody feeds any more."""
 REQUESTS = 8
@@ -180,24 +183,24 @@ class Client:
         """
         wanted = [f"{name}={value}" for name, value in labels.items()]
         filters = {"type": ["container"], "label": wanted, "event": list(kinds)}
-        rest = b""
+        params = {"filters": json.dumps(filters), "since": f"{time.time() - OVERLAP:.3f}"}
         with _in_our_words(self.url), suppress(urllib3.exceptions.ReadTimeoutError):
-            for piece in self._stream(f"{self._base}/events", {"filters": json.dumps(filters)}, (CONNECT, QUIET)):
-                if not piece:
-                    yield None
-                *lines, rest = (rest + piece).split(b"\n")
-                yield from map(json.loads, filter(None, map(bytes.strip, lines)))
+            yield from _objects(self._stream("events", params, (CONNECT, QUIET)))
 
-    def logs(self, id: str, *, follow: bool, stamped: bool = False) -> Iterator[bytes]:
+    def logs(self, id: str, *, follow: bool, stamped: bool = False, stdout: bool = True) -> Generator[bytes]:
         """The output in the daemon's frames, from the beginning, to its end (or, with `follow`, that of the job).
 
-        `stamped`: each frame begins with the time, and a blank.
+        `stamped`: each frame begins with the time, and a blank. Without `stdout`: the errors alone.
         """
         with _in_our_words(self.url):
-            url = f"{self._base}/containers/{id}/logs"
-            params = {"stdout": "1", "stderr": "1", "follow": str(int(follow)), "timestamps": str(int(stamped))}
+            params = {
+                "stdout": str(int(stdout)),
+                "stderr": "1",
+                "follow": str(int(follow)),
+                "timestamps": str(int(stamped)),
+            }
             timeout = (CONNECT, None if follow else self._api.timeout)
-            yield from self._stream(url, params, timeout)
+            yield from self._stream(f"containers/{id}/logs", params, timeout)
 
     def attach_input(self, id: str) -> connection.Input:
         """A socket to its standard input."""
@@ -213,7 +216,7 @@ class Client:
             url, params = f"{self._base}/containers/{id}/archive", {**staging.PUT_PARAMETERS, "path": place}
             self._checked(self._api.put(url, params=params, data=chunks, timeout=self._api.timeout))
 
-    def get(self, id: str, path: str) -> Iterator[bytes]:
+    def get(self, id: str, path: str) -> Generator[bytes]:
         """A file or directory as a tar archive."""
         with self._request():
             chunks, found = self._api.get_archive(id, path, chunk_size=1 << 20)
@@ -242,13 +245,12 @@ class Client:
         """Fetch an image, with the credentials of the context or of the docker configuration."""
         repository, tag = parse_repository_tag(image)
         credentials, doubt = self._credentials(image)
+        headers = {"X-Registry-Auth": docker.auth.encode_header(dict(credentials)).decode()} if credentials else None
+        params = {"fromImage": repository, "tag": tag or "latest", **({"platform": platform} if platform else {})}
         try:
             with _in_our_words(self.url):
-                steps = self._api.pull(
-                    repository, tag or "latest", stream=True, decode=True, auth_config=credentials, platform=platform
-                )
-                for step in steps:
-                    if "error" in step:
+                for step in _objects(self._stream("images/create", params, (CONNECT, QUIET), "POST", headers)):
+                    if step is not None and "error" in step:
                         raise DeniedByDrmsError(str(step["error"]).strip())
         except DrmCommunicationError:
             raise
@@ -267,10 +269,18 @@ class Client:
             return {}, f" (no credentials could be had from the docker configuration: {error})"
         return found or {}, ""
 
-    def _stream(self, url: str, params: Mapping[str, str], timeout: tuple[float, float | None]) -> Iterator[bytes]:
+    def _stream(
+        self,
+        path: str,
+        params: Mapping[str, str],
+        timeout: tuple[float, float | None],
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[bytes]:
         """What comes, from a connection that `close` cuts; first b"" when it has begun."""
-        response = self._checked(self._api.get(url, params=params, stream=True, timeout=timeout))
-        with response:
+        url = f"{self._base}/{path}"
+        response = self._api.request(method, url, params=params, headers=headers, stream=True, timeout=timeout)
+        with self._checked(response):
             self._streams.add(response)
             try:
                 if self._closed:
@@ -298,6 +308,16 @@ class Client:
 
 def _parts(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:
+    """What comes as JSON, a line each; None where a piece is empty."""
+    rest = b""
+    for piece in pieces:
+        if not piece:
+            yield None
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from map(json.loads, filter(None, map(bytes.strip, lines)))
 
 
 def _http_error(response: requests.Response) -> requests.HTTPError:

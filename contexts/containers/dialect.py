@@ -34,7 +34,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     log: the LogConfig of containers, None for that of the template's mapping; refused: fields and extensions that it
     passes over in silence; ulimits: what goes with every other limit; guesses_memory: it does not say what was
-    killed for want of memory; loses_breaks: its log may lack the breaks of long lines; cure: what to do when it cannot
+    killed for want of memory; loses_breaks: its log may lack the breaks of long lines; not_run: exit codes of
+    its init where there is no such command; cure: what to do when it cannot
     be reached.
     """
 
@@ -43,6 +44,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     ulimits: Mapping[str, int] = {}
     guesses_memory: bool = False
     loses_breaks: bool = True
+    not_run: tuple[int, ...] = (126, 127)
     cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
 
     def check(self, template: JobTemplate, backend: str, told: Callable[[], Mapping[str, Any]]) -> None:

@@ -35,9 +35,13 @@ def living(id: str, inspected: Mapping[str, Any], machine: str) -> JobInfo:
 
 
 def remembered(key: str, found: Mapping[str, Any]) -> Known:
-    """The job of a container in a list, as its labels tell; its environment is not among them."""
+    """The job of a container in a list, as its labels tell; its environment is not among them.
+
+    Nor is where its output and files were to go on this side: anybody who may use the daemon could say that.
+    """
     labels = found["Labels"]
     template = JobTemplate.from_json(labels["wfl.template"])
+    template = template.replace(output_path=None, error_path=None, stage_out_files=None)
     index = labels.get("wfl.index")
     submitted = datetime.fromtimestamp(found["Created"], UTC)
     return Known(

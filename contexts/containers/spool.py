@@ -146,6 +146,7 @@ class Spool:
         self._filling, self._writing = threading.Lock(), threading.Lock()
         self._removed = False
         self._made: set[str] = set()
+        self.come = 0  # bytes, of whatever kind: it still goes on
         self.complete = threading.Event()
         self.error: Exception | None = None
 
@@ -188,6 +189,7 @@ class Spool:
 
     def _distribute(self, log: Iterable[bytes], demultiplexer: Demultiplexer | Mender, files: dict[str, _File]) -> None:
         for piece in log:
+            self.come += len(piece)
             for stream, data in zip(_STREAMS, demultiplexer.feed(piece), strict=True):
                 if data:
                     with self._writing:

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that a helper may take to leave; it takes milliseconds unless the machine is swamped."""
-LONGEST = 60.0
+LONGEST = 3600.0
 """Seconds in which everything is tried again that did not succeed, or a daemon that is away is waited for."""
 REQUEST = 20.0
 """Seconds that one answer is waited for; the daemon itself gives a process 10 to die."""
-PAUSE = 0.2
-"""Seconds after a failure before the next attempt."""
+PAUSE = (0.2, 10.0)
+"""Seconds after a failure before the next attempt: the first pause, and the longest."""
 AFTERMATH = 1.0
 """Seconds after which there is another look: what the program asked for last may still have been under way."""
 ENDED = frozenset({"exited", "stopped", "dead"})
@@ -139,7 +139,7 @@ def _orders(settings: Mapping[str, Any], label: str, *, keep: bool) -> bytes:
     except OSError:  # it was removed
         cwd = "/"
     orders = {
-        "settings": dict(settings),
+        "settings": {**settings, "auth": None},  # it fetches no image
         "label": label,
         "keep": keep,
         "cwd": cwd,
@@ -151,9 +151,9 @@ def _orders(settings: Mapping[str, Any], label: str, *, keep: bool) -> bytes:
 def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> None:
     """End all containers with a label (NAME=VALUE), and remove them with their volumes; see `Undertaker.start`.
 
-    What fails is tried again, for as long as a minute; it is not raised but printed.
+    What fails is tried again, for as long as an hour; it is not raised but printed.
     """
-    deadline = time.monotonic() + LONGEST
+    deadline, pause = time.monotonic() + LONGEST, PAUSE[0]
     seen_none = False
     while time.monotonic() < deadline:
         try:
@@ -162,7 +162,8 @@ def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> N
                 done = _in_threads(lambda one: _end(client, one, keep=keep), todo)
         except WflError as error:
             _tell(error)
-            time.sleep(PAUSE)
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE[1])
             continue
         if not todo and seen_none:
             return
@@ -170,7 +171,8 @@ def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> N
         if not todo:
             time.sleep(AFTERMATH)
         elif not all(done):
-            time.sleep(PAUSE)
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE[1])
     _tell(f"containers with the label {label} may be left: after {LONGEST:g} s this is given up")
 
 
