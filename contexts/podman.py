@@ -38,6 +38,7 @@ class PodmanContext(DockerContext):
             ulimits=_ulimits() if here else {},
             guesses_memory=True,
             loses_breaks=False,
+            loses_lines=True,
             not_run=(1,),
             cure="Start its service: systemctl --user start podman.socket, or podman system service -t 0; "
             "set CONTAINER_HOST or base_url to where it listens.",

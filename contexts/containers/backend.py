@@ -41,7 +41,7 @@ from wfl.errors import (
 from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 log = logging.getLogger("wfl")
@@ -60,6 +60,8 @@ AGAIN = 0.2
 """Seconds after which an end that could not be completed is looked at again."""
 LOOK = 300.0
 """Seconds between two looks at all containers where events never cease: one of them may have been lost."""
+LOOKS = (0.25, 2.0)
+"""Shortest and longest pause in seconds between two looks at a log that cannot be followed."""
 KINDS = ("start", "kill", "die", "died", "pause", "unpause", "destroy", "remove")
 """Events that say something new; Podman's names are among them."""
 _UNSTARTED = ("created", "configured", "initialized")
@@ -111,8 +113,6 @@ class ContainerBackend(Backend):
             Capability.DETACH,
         }
     )
-    fields = template.FIELDS
-    extensions = template.EXTENSIONS
     limits = Limits(submissions=1)  # the client sees to how many requests there are at once
 
     def __init__(
@@ -127,6 +127,8 @@ class ContainerBackend(Backend):
         dialect: Dialect,
     ) -> None:
         self.name, self._dialect = name, dialect
+        self.fields = template.FIELDS - dialect.refused
+        self.extensions = template.EXTENSIONS - dialect.refused
         self._settings, self._session, self._image, self._pull = dict(settings), session, image, pull
         self._detach = detach
         self._program = os.urandom(8).hex()
@@ -609,12 +611,23 @@ class ContainerBackend(Backend):
 
     def _fill(self, job: _Job, spool: Spool) -> None:
         """Twice, as a followed log may end early: what was written before is not written again."""
+        if self._dialect.loses_lines:
+            spool.fill(more=self._looks(job))
+            return
         ways = (False,) if job.ended or job.key in self._finishing else (True, False)
         plain, stamped = (
             [self._client.logs(_name(job.key), follow=follow, stamped=stamped) for follow in ways]
             for stamped in (False, True)
         )
         spool.fill(*plain, stamped=stamped if self._dialect.loses_breaks else ())
+
+    def _looks(self, job: _Job) -> Iterator[Iterable[bytes]]:
+        """The whole log again and again, for as long as the job runs, and once more; the longer it takes the rarer."""
+        while not (job.ended or job.key in self._finishing or self._closed.is_set()):
+            began = time.monotonic()
+            yield self._client.logs(_name(job.key), follow=False)
+            self._closed.wait(min(max(LOOKS[0], 4 * (time.monotonic() - began)), LOOKS[1]))
+        yield self._client.logs(_name(job.key), follow=False)
 
     def _directory(self) -> Path:
         if self._place is None:

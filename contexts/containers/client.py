@@ -153,11 +153,11 @@ class Client:
         with self._request():
             self._api.unpause(id)
 
-    def remove(self, id: str, *, force: bool = True) -> None:
+    def remove(self, id: str) -> None:
         """Remove it with its anonymous volumes; one that is not there is removed already."""
         try:
             with self._request():
-                self._api.remove_container(id, v=True, force=force)
+                self._api.remove_container(id, v=True, force=True)
         except NotThereError:
             return
         except InvalidStateError:  # somebody else is just removing it
@@ -213,7 +213,7 @@ class Client:
     def put(self, id: str, chunks: Iterable[bytes], place: str = "/") -> None:
         """Unpack a tar archive in a directory."""
         with self._request():
-            url, params = f"{self._base}/containers/{id}/archive", {**staging.PUT_PARAMETERS, "path": place}
+            url, params = f"{self._base}/containers/{id}/archive", {"path": place, **staging.PUT_PARAMETERS}
             self._checked(self._api.put(url, params=params, data=chunks, timeout=self._api.timeout))
 
     def get(self, id: str, path: str) -> Generator[bytes]:

@@ -34,9 +34,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     log: the LogConfig of containers, None for that of the template's mapping; refused: fields and extensions that it
     passes over in silence; ulimits: what goes with every other limit; guesses_memory: it does not say what was
-    killed for want of memory; loses_breaks: its log may lack the breaks of long lines; not_run: exit codes of
-    its init where there is no such command; cure: what to do when it cannot
-    be reached.
+    killed for want of memory; loses_breaks: its log may lack the breaks of long lines; loses_lines: a log that is
+    followed may lack some; not_run: exit codes of its init where there is no such command; cure: what to do when it
+    cannot be reached.
     """
 
     log: Mapping[str, Any] | None = None
@@ -44,14 +44,12 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     ulimits: Mapping[str, int] = {}
     guesses_memory: bool = False
     loses_breaks: bool = True
+    loses_lines: bool = False
     not_run: tuple[int, ...] = (126, 127)
     cure: str = "Is the daemon running, and may this user talk to it? Set DOCKER_HOST or base_url to where it listens."
 
     def check(self, template: JobTemplate, backend: str, told: Callable[[], Mapping[str, Any]]) -> None:
-        """Refuse what this daemon would pass over; `told` is what it says of itself."""
-        for name in self.refused:
-            if getattr(template, name, None) or name in (template.extensions or ()):
-                raise UnsupportedAttributeError(f"{backend} does not honour {name}; remove it")
+        """Refuse what this daemon would pass over on its machine; `told` is what it says of itself."""
         for name, flag in _CGROUPS.items():
             if getattr(template, name) and (told().get(flag) is False or _is_helpless(told())):
                 raise UnsupportedAttributeError(f"{backend} cannot honour {name} as this daemon runs; remove it")

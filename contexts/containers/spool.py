@@ -9,6 +9,7 @@ import errno
 import os
 import struct
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from wfl.contexts.checks import PASSED
@@ -150,7 +151,12 @@ class Spool:
         self.complete = threading.Event()
         self.error: Exception | None = None
 
-    def fill(self, *logs: Iterable[bytes], stamped: Sequence[Iterable[bytes]] = ()) -> None:
+    def fill(
+        self,
+        *logs: Iterable[bytes],
+        stamped: Sequence[Iterable[bytes]] = (),
+        more: Iterable[Iterable[bytes]] = (),
+    ) -> None:
         """Write a log, given from its start, to its end; what an earlier try has written is not written again.
 
         Further ones are the same log read once more, each when the one before has ended. A log that was followed
@@ -158,7 +164,7 @@ class Spool:
         the container ended before the daemon had passed on all of them. Read without following it is whole.
 
         `stamped` are the same logs with time stamps, for a daemon that loses line breaks: they are read from the first
-        cut line on.
+        cut line on. `more`: further ones that are not known yet.
 
         Made to be a thread's target: what goes wrong is not raised but kept in `error`. That is what a log raises,
         DrmCommunicationError where it breaks off within a frame, or OutOfResourceError where the disk is full.
@@ -167,7 +173,7 @@ class Spool:
             self.complete.clear()
             self.error = None
             try:
-                for number, log in enumerate(logs):
+                for number, log in enumerate(chain(logs, more)):
                     try:
                         self._pour(log, Demultiplexer(merged=self._merged, cut=CUT if stamped else None))
                     except CutLineError:

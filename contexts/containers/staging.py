@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 """Bytes that are read, and sent, at once."""
-PUT_PARAMETERS = {"path": "/", "noOverwriteDirNonDir": "true"}
-"""Of `PUT /containers/{id}/archive`. Without the second, a file that is copied to where a directory is replaces all of
+PUT_PARAMETERS = {"noOverwriteDirNonDir": "true"}
+"""Of `PUT /containers/{id}/archive`. Without it, a file that is copied to where a directory is replaces all of
 it, and a directory copied to where a link to one is (as /bin often is) replaces the link."""
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)

@@ -13,6 +13,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wfl.contexts import checks
+from wfl.contexts.containers.settings import PULL
 from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
 
@@ -51,7 +52,6 @@ _ARCHITECTURES = {
     "AARCH64": "arm64", "ARM": "arm", "PPC64": "ppc64", "PPC64LE": "ppc64le", "S390X": "s390x", "RISCV64": "riscv64",
     "MIPS64": "mips64",
 }  # fmt: skip
-_PULL = ("always", "missing", "never")
 _UNNAMED_NETWORKS = frozenset({"default", "bridge", "host", "none"})
 _SHADOWED = ("/dev", "/proc", "/sys")
 """Mounted at the start over whatever was copied there."""
@@ -81,7 +81,7 @@ def check(template: JobTemplate, image: str | None) -> None:
     """
     body(template, image=image, key="", session="", program="", job_id="", index=None, detach=False)
     query(template, "")
-    pull_policy(template, _PULL[0])
+    pull_policy(template, PULL[0])
     argv = [word for word in (template.remote_command, *(template.args or ())) if word is not None]
     checks.sizes(argv, template.job_environment or {}, template.job_environment)
     paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
@@ -153,7 +153,7 @@ def query(template: JobTemplate, key: str) -> dict[str, str]:
 def pull_policy(template: JobTemplate, default: str) -> str:
     """When the image is pulled: "always", "missing" or "never"."""
     policy = _extensions(template).get("pull", default)
-    return policy if policy in _PULL else _refuse("pull", policy, "'always', 'missing' or 'never'")
+    return policy if policy in PULL else _refuse("pull", policy, "'always', 'missing' or 'never'")
 
 
 def copies_in(template: JobTemplate, place: str) -> dict[str, str]:

@@ -79,7 +79,7 @@ def test_suspend_tree(site: Site, flow: Workflow, shared: Path) -> None:
 @needs(Capability.SUSPEND, Trait.EXECUTION)
 def test_suspended_ends_well(site: Site, flow: Workflow) -> None:
     """A job that was suspended and resumed ends as if nothing had been."""
-    job = started(site, flow.run(shell("sleep 0.3; exit 5"))).suspend()
+    job = started(site, flow.run(shell(f"sleep {0.3 * site.latency}; exit 5"))).suspend()
     site.until(lambda: job.state is JobState.SUSPENDED, "SUSPENDED")
     assert job.resume().exit_status() == 5
 

@@ -16,7 +16,7 @@ def test_while_it_runs(site: Site, flow: Workflow) -> None:
     job = flow.run(shell("echo first; exec sleep 600"))
     lines = job.stream()
     assert next(lines) == "first"
-    assert job.state is JobState.RUNNING
+    site.until(lambda: job.state is JobState.RUNNING, "RUNNING")
     job.kill()
     assert list(lines) == []
     assert job.wait(site.within(30)).state is JobState.FAILED
