@@ -50,7 +50,7 @@ PATIENCE = 10.0
 """Seconds that closing waits for what is under way."""
 RECONNECT = (0.1, 2.0)
 """First and longest pause in seconds before a lost connection for events is tried again."""
-FAILED_PULL = 5.0
+FAILED_PULL = 1.0
 """Seconds in which an image that could not be fetched is not asked for again: an array would ask for each element."""
 _FIRST_WORDS = 1000
 """Bytes of the error output in which the init has said what it could not do."""
@@ -229,6 +229,7 @@ class ContainerBackend(Backend):
         image, policy = (body["Image"], query.get("platform")), template.pull_policy(given, self._pull)
         if policy == "always":
             self._fetch(image, since=self._opened)
+        asked = time.monotonic()
         try:
             self._make(job, body, query)
         except NotThereError as error:
@@ -236,7 +237,7 @@ class ContainerBackend(Backend):
                 raise
             if policy == "never":
                 raise DeniedByDrmsError(f"{error} (pull is 'never')") from error
-            self._fetch(image, since=job.asked)
+            self._fetch(image, since=asked)
             try:
                 self._make(job, body, query)
             except NotThereError as still:  # its registry has it for another platform only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,7 @@ def test_login_during_a_session(daemon: Daemon, image: str, tmp_path: Path, regi
         patch.setenv("DOCKER_CONFIG", str(tmp_path))
         assert "cannot be pulled" in refusal(read(flow.run("echo", "ran", **FIELDS)))
         configure(tmp_path, auths={registry.address: login()})
+        time.sleep(1.1)  # a failed pull is not tried again at once
         assert ran(read(flow.run("echo", "ran", **FIELDS)))
 
 

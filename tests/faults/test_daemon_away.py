@@ -283,9 +283,15 @@ def test_events_break_off(proxy: Proxy, flow: Workflow) -> None:
     ends(job, 4)
 
 
-def test_events_fall_silent(proxy: Proxy, flow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection for events that stays open and brings nothing more does not hide an end for ever."""
+@pytest.fixture
+def soon_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is looked into after seconds."""
     monkeypatch.setattr("wfl.contexts.containers.client.QUIET", 3.0)
+
+
+@pytest.mark.usefixtures("soon_impatient")
+def test_events_fall_silent(proxy: Proxy, flow: Workflow) -> None:
+    """A connection for events that stays open and brings nothing more does not hide an end for ever."""
     job = flow.run(shell("sleep 1; exit 4"))
     proxy.silence(EVENTS)
     ends(job, 4)
