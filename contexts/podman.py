@@ -39,6 +39,8 @@ class PodmanContext(DockerContext):
             guesses_memory=True,
             loses_breaks=False,
             loses_lines=True,
+            init_with_pid=False,
+            host_gateway=False,
             not_run=(1,),
             cure="Start its service: systemctl --user start podman.socket, or podman system service -t 0; "
             "set CONTAINER_HOST or base_url to where it listens.",

@@ -101,12 +101,13 @@ class Daemon:
         return sorted(one["State"] for one in self.containers(session))
 
     def others(self) -> set[str]:
-        """Names of all volumes and networks."""
+        """Names of all volumes, networks and images."""
         volumes = {f"volume {one['Name']}" for one in self.api.volumes()["Volumes"] or ()}
-        return volumes | {f"network {one['Name']}" for one in self.api.networks()}
+        images = {f"image {one['Id']}" for one in self.api.images()}
+        return volumes | images | {f"network {one['Name']}" for one in self.api.networks()}
 
     def is_empty(self, *sessions: str) -> None:
-        """No container of these sessions is left, nor any volume or network that was not there before."""
+        """No container of these sessions is left, nor any volume, network or image that was not there before."""
         left = [one["Names"] for session in sessions for one in self.containers(session)]
         assert not left
         wait_until("no volume or network is left", lambda: self.others() <= self._before)

@@ -60,6 +60,7 @@ FOLLOW = 0.03
 """Seconds between two looks at the output that somebody is following."""
 CALLBACK_THREADS = 1000
 _CLOSED = "ended when its session was closed"
+_DROPPED = "without a store nobody starts them after this program"
 _ENDING = (Action.TERMINATE, Action.KILL)
 _CANCELLED = ("cancelled", "ended by its own program")
 CALLBACK_PATIENCE = 5.0
@@ -1081,7 +1082,9 @@ class JobSession:
             self._closed = "the session was closed"
         detached = self.context.detach
         try:
-            if not detached:
+            if detached:
+                self._drop_waiting(left)
+            else:
                 left = [record for record in left if not (record.phase == HERE and self._is_guest(record))]
                 if left:
                     log.warning("%s ended now (detach=True would let them live on)", _not_ended(left))
@@ -1107,6 +1110,12 @@ class JobSession:
                         waiter.wake(None)
             self.unseen.warn()
             _open_sessions.discard(self)
+
+    def _drop_waiting(self, left: Sequence[Record]) -> None:
+        """Where there is no store, what waits here is lost with this program: say so."""
+        waiting = [record for record in left if record.phase == HERE] if self._kept is None else []
+        if dropped := self._end_here(waiting, "cancelled", _DROPPED):
+            log.warning("%d tasks that had not started are dropped: %s", len(dropped), _DROPPED)
 
     def _is_guest(self, record: Record) -> bool:
         return self._kept is not None and self._kept.is_guest(record)

@@ -41,7 +41,9 @@ from wfl.errors import (
 from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from wfl.contexts.containers.connection import Input
 
 
 log = logging.getLogger("wfl")
@@ -56,6 +58,8 @@ _FIRST_WORDS = 1000
 """Bytes of the error output in which the init has said what it could not do."""
 TRIES = 5
 """Times that output and files of an ended job are asked for before it ends without them."""
+AFTERMATH = 1.0
+"""Seconds after which there is another look, where what was asked for last may still have been under way."""
 AGAIN = 0.2
 """Seconds after which an end that could not be completed is looked at again."""
 LOOK = 300.0
@@ -74,6 +78,7 @@ class _Job:
         "asked",
         "code",
         "ended",
+        "feed",
         "key",
         "killed",
         "own",
@@ -92,11 +97,17 @@ class _Job:
         self.killed = not own  # by a signal from outside, or nobody knows
         self.prepared = self.ended = self.reaped = False
         self.unheard = False  # it ended while nobody listened
+        self.feed: Input | None = None
         self.trouble: str | None = None  # that its files made
         self.tries = 0  # to have its output and files after its end
         self.asked = time.monotonic()
         self.code: int | None = None  # as the event of its end said, should it be gone when it is looked at
         self.spool: Spool | None = None
+
+    def hear_no_more(self) -> None:
+        """It is over: what it did not read of its input, it will not."""
+        if self.feed is not None:
+            self.feed.close()
 
 
 class ContainerBackend(Backend):
@@ -136,7 +147,7 @@ class ContainerBackend(Backend):
         self._finishing: set[str] = set()
         self._lock = threading.Lock()
         self._quiet = threading.Condition()
-        self._making = 0
+        self._making, self._uncertain = 0, False
         self._pulls: dict[tuple[str, str | None], _Pull] = {}
         self._listening = threading.Event()
         self._listener: threading.Thread | None = None
@@ -197,6 +208,10 @@ class ContainerBackend(Backend):
             self._making += 1
         try:
             yield
+        except BaseException as error:
+            if isinstance(error, DrmCommunicationError) or not isinstance(error, WflError):
+                self._uncertain = True  # the daemon may still be at it
+            raise
         finally:
             with self._quiet:
                 self._making -= 1
@@ -278,6 +293,7 @@ class ContainerBackend(Backend):
         except DrmCommunicationError:
             raise
         except (WflError, OSError) as error:
+            job.reaped = True  # its end is told by who asked for it
             self._client.remove(name)
             if isinstance(error, WflError):
                 raise DeniedByDrmsError(str(error)) from error
@@ -293,6 +309,7 @@ class ContainerBackend(Backend):
             raise
 
         def write() -> None:
+            job.feed = standard_input
             with suppress(OSError), standard_input, file:  # it need not read all
                 while data := self._read_input(job, file):
                     standard_input.sendall(data)
@@ -335,7 +352,9 @@ class ContainerBackend(Backend):
 
     def _start_undertaker(self) -> None:
         label = f"wfl.program={self._program}"
-        self._undertaker = Undertaker.start(self._settings, label, keep=self._keep, lost=self._unwatched)
+        self._undertaker = Undertaker.start(
+            self._settings, label, keep=self._keep, place=self._directory(), lost=self._unwatched
+        )
 
     def _unwatched(self) -> None:
         """The helper is gone: start another."""
@@ -378,7 +397,7 @@ class ContainerBackend(Backend):
                     self._listening.set()
                     looked = time.monotonic()
                     self._reconcile()
-                    pause, lost, looked = RECONNECT[0], False, 0.0
+                    pause, lost = RECONNECT[0], False
             except Exception as error:  # noqa: BLE001 - whatever it was, the next connection may do better
                 if not lost and not self._closed.is_set():
                     log.warning("%s: the connection for events was lost, connecting again: %s", self.name, error)
@@ -390,7 +409,7 @@ class ContainerBackend(Backend):
     def _heard(self, event: Mapping[str, Any]) -> None:
         attributes = event["Actor"]["Attributes"]
         job = self._jobs.get(attributes.get("wfl.key", ""))
-        if job is None or job.ended:
+        if job is None or job.ended or attributes.get("name", _name(job.key)) != _name(job.key):
             return
         what = event["Action"]
         if what in ("die", "died"):
@@ -424,9 +443,10 @@ class ContainerBackend(Backend):
                 self._pool.submit(partial(self._report_living, job))
 
     def _all(self) -> dict[str, dict[str, Any]]:
-        """All containers of the session by key."""
+        """All containers of the session by key, which is also in the name: labels go along with a container's image."""
         found = self._client.list({"wfl.session": self._session})
-        return {key: one for one in found if (key := one["Labels"].get("wfl.key"))}
+        keyed = ((one["Labels"].get("wfl.key"), one) for one in found)
+        return {key: one for key, one in keyed if key and f"/{_name(key)}" in one["Names"]}
 
     def _report_living(self, job: _Job) -> None:
         """How it is now; if it is over, that is told by an event, or found at the next look."""
@@ -467,9 +487,10 @@ class ContainerBackend(Backend):
         finally:
             with self._lock:
                 self._finishing.discard(job.key)
-                job.ended = info is not None
+                job.ended = job.ended or info is not None
         if info is not None:
             self._report([info])
+            job.hear_no_more()
         elif again and self._listening.is_set() and not self._closed.is_set():  # else the next connection brings it up
             timer = threading.Timer(AGAIN, lambda: self._finish_soon(job))
             timer.daemon = True
@@ -532,7 +553,7 @@ class ContainerBackend(Backend):
                 raise
             except WflError as error:
                 words = str(error)
-                what = "" if source in words else f"{source} cannot be copied to {target}: "
+                what = "" if source in words and target in words else f"{source} cannot be copied to {target}: "
                 trouble = trouble or f"{what}{words}"
         return trouble
 
@@ -606,9 +627,9 @@ class ContainerBackend(Backend):
     def _drop(self, job: _Job, spool: Spool) -> None:
         """What is asked for next is read anew, from the beginning."""
         with self._lock:
-            if job.spool is spool:
+            if job.spool is spool:  # else somebody did so, and the next one has files of the same names
                 job.spool = None
-        spool.remove()
+                spool.remove()
 
     def _fill(self, job: _Job, spool: Spool) -> None:
         """Twice, as a followed log may end early: what was written before is not written again."""
@@ -658,9 +679,14 @@ class ContainerBackend(Backend):
 
     def remembered(self) -> Sequence[Known]:
         """By label, what programs of this session have started detached; the rest is nobody else's concern."""
-        all_ = self._all().items()
-        started = {key: one for key, one in all_ if one["Labels"].get("wfl.detach") == "true" and not _unstarted(one)}
-        return [facts.remembered(key, started[key]) for key in sorted(started, key=_order(started))]
+        found: list[tuple[tuple[int, list[int]], Known]] = []
+        for key, one in self._all().items():
+            if one["Labels"].get("wfl.detach") == "true" and not _unstarted(one):
+                try:
+                    found.append((_order(key, one), facts.remembered(key, one)))
+                except Exception as error:  # noqa: BLE001 - anybody may write labels; the others are remembered
+                    log.warning("%s: container %s is left out: its labels: %r", self.name, _name(key), error)
+        return [known for _, known in sorted(found, key=lambda each: each[0])]
 
     def find(self, known: Sequence[Known]) -> Answer:
         """By label; a container that its program made and never filled is removed, as if it had never been."""
@@ -729,16 +755,22 @@ class ContainerBackend(Backend):
         """End what still runs, and remove it and, without a store, all that has ended."""
         with self._quiet:
             self._closed.set()
+            self._client.hang_up()
             self._quiet.wait_for(lambda: not self._making, PATIENCE)
-            making = self._making
-        left = self._end_all(end=end) + making if self._listener is not None else 0
+            left = self._making
+        if self._listener is not None:
+            left += self._end_all(end=end)
         with self._lock:
             undertaker = self._undertaker
-        if undertaker is not None and not left:
-            undertaker.goodbye()
-        elif undertaker is not None:
-            log.error("%s: %d containers are not ended yet; the helper process goes on with that", self.name, left)
+        if left:
+            log.error("%s: %d containers are not ended yet; a helper process goes on with that", self.name, left)
+        if undertaker is None and self._uncertain:
+            time.sleep(AFTERMATH)
+            self._end_all(end=end)
+        elif undertaker is not None and (left or self._uncertain):
             undertaker.take_over()
+        elif undertaker is not None:
+            undertaker.goodbye()
         self._client.close()
         if self._listener is not None:
             self._listener.join(PATIENCE)
@@ -746,6 +778,7 @@ class ContainerBackend(Backend):
         for job in list(self._jobs.values()):
             if job.spool is not None:
                 job.spool.remove()
+            job.hear_no_more()
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 
@@ -763,12 +796,26 @@ class ContainerBackend(Backend):
         def remove(container: Mapping[str, Any]) -> None:
             try:
                 if not failed:  # one that waited in vain is enough
-                    self._client.remove(container["Id"])
+                    self._end_one(container)
             except WflError as error:
                 failed.append(error)
 
         in_threads(remove, doomed, REQUESTS, f"wfl-{self.name}-close")
         return len(doomed) if failed else 0
+
+    def _end_one(self, container: Mapping[str, Any]) -> None:
+        """What it wrote until now is kept where it is wanted: in its files, and for a program that comes back."""
+        id, job = container["Id"], self._jobs.get(container["Labels"].get("wfl.key", ""))
+        if job is not None and not job.ended and not _unstarted(container):
+            job.ended = True  # as closing says, whatever the daemon may tell of it now
+            if self._keep or _output_files(job.template):
+                with suppress(InvalidStateError):
+                    self._client.kill(id)
+                with suppress(WflError):
+                    self._write_output(job)
+            if self._keep:
+                return
+        self._client.remove(id)
 
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
@@ -802,9 +849,9 @@ def _settled(given: JobTemplate) -> JobTemplate:
     return given.replace(**paths, stage_out_files=files or None)
 
 
-def _order(found: Mapping[str, Mapping[str, Any]]) -> Callable[[str], tuple[int, list[int]]]:
+def _order(key: str, found: Mapping[str, Any]) -> tuple[int, list[int]]:
     """That of submission: by the second, and in a program by the numbers at the key's end."""
-    return lambda key: (found[key]["Created"], [int(part) for part in key.rpartition("-")[2].split(".")])
+    return found["Created"], [int(part) for part in key.rpartition("-")[2].split(".")]
 
 
 def _joined(given: JobTemplate) -> bool:

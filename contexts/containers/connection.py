@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
+from http.client import IncompleteRead
 from typing import TYPE_CHECKING, Any, Self
 
 import docker
@@ -71,6 +72,8 @@ def words(reason: BaseException) -> str:
         return f"TLS: {alert}{more}"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
+    if isinstance(reason, ValueError | IncompleteRead):
+        return "the connection was cut"
     return " ".join(str(reason).split()) or type(reason).__name__
 
 

@@ -19,6 +19,7 @@ OVER = ("exited", "dead", "stopped", "removing")
 _SIGNALLED = 128
 _KILLED = _SIGNALLED + signal.SIGKILL
 _BEFORE_ANY = 1970
+_HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
 
 
 def living(id: str, inspected: Mapping[str, Any], machine: str) -> JobInfo:
@@ -37,11 +38,11 @@ def living(id: str, inspected: Mapping[str, Any], machine: str) -> JobInfo:
 def remembered(key: str, found: Mapping[str, Any]) -> Known:
     """The job of a container in a list, as its labels tell; its environment is not among them.
 
-    Nor is where its output and files were to go on this side: anybody who may use the daemon could say that.
+    Nor are the paths on this side that it was to read and write: anybody who may use the daemon could say that.
     """
     labels = found["Labels"]
     template = JobTemplate.from_json(labels["wfl.template"])
-    template = template.replace(output_path=None, error_path=None, stage_out_files=None)
+    template = template.replace(**dict.fromkeys(_HERE))
     index = labels.get("wfl.index")
     submitted = datetime.fromtimestamp(found["Created"], UTC)
     return Known(

@@ -18,7 +18,7 @@ from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from wfl.drmaa2 import JobTemplate
 
@@ -53,7 +53,7 @@ _ARCHITECTURES = {
     "MIPS64": "mips64",
 }  # fmt: skip
 _UNNAMED_NETWORKS = frozenset({"default", "bridge", "host", "none"})
-_SHADOWED = ("/dev", "/proc", "/sys")
+_SHADOWED = ("/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 """Mounted at the start over whatever was copied there."""
 _HIGHEST_NUMBER = (1 << 63) - 1
 _MOUNT = re.compile(r"(?P<kind>bind|volume):(?P<source>.*?)(?P<ro>:ro)?", re.DOTALL)
@@ -131,7 +131,7 @@ def body(
     if mounts:
         found["HostConfig"]["Mounts"] = mounts
     _check_together(extensions)
-    _check_staging(template, [mount["Target"] for mount in mounts], copies)
+    _check_staging(template, {mount["Target"]: mount["ReadOnly"] for mount in mounts}, copies)
     _check_texts(found)
     return found
 
@@ -314,8 +314,11 @@ def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]
     return list(mounts.values()), copies
 
 
-def _check_staging(template: JobTemplate, mounted: Sequence[str], copied: Iterable[str]) -> None:
-    """Files are copied before the start and after the end, when only the container's own file system is there."""
+def _check_staging(template: JobTemplate, mounted: Mapping[str, bool], copied: Iterable[str]) -> None:
+    """Files are copied before the start and after the end, when only the container's own file system is there.
+
+    `mounted`: where, and whether it is read-only.
+    """
     extensions = _extensions(template)
     tmpfs = _tmpfs("tmpfs", extensions["tmpfs"]) if "tmpfs" in extensions else {}
     if both := {posixpath.normpath(place) for place in tmpfs} & set(mounted):
@@ -324,6 +327,8 @@ def _check_staging(template: JobTemplate, mounted: Sequence[str], copied: Iterab
     for target in copied:
         if place := above(target, hidden):
             raise InvalidArgumentError(f"stage_in_files has the target {target!r}: what is mounted at {place} hides it")
+        if mounted.get(above(target, sorted(mounted, key=len, reverse=True)) or ""):
+            raise InvalidArgumentError(f"stage_in_files has the target {target!r}, in what is mounted read-only")
         if extensions.get("read_only") == "true" and not above(target, mounted):
             raise InvalidArgumentError(f"stage_in_files cannot be copied to {target!r} with read_only: use 'bind:…'")
     for source in (template.stage_out_files or {}).values():
@@ -498,7 +503,7 @@ def _host(member: str, parse: Callable[[str, str], Any]) -> Callable[[dict[str, 
 
 
 def _add_network(found: dict[str, Any], name: str, text: str) -> None:
-    if not re.fullmatch(r"[a-zA-Z0-9][\w.-]*(:[^\s:]+)?", text, re.ASCII):
+    if not re.fullmatch(r"container:[^\s:]+|[a-zA-Z0-9][\w.-]*", text, re.ASCII):
         _refuse(name, text, "a network's name, 'bridge', 'host', 'none' or 'container:NAME'")
     found["HostConfig"]["NetworkMode"] = text
     if text not in _UNNAMED_NETWORKS and ":" not in text:

@@ -57,15 +57,17 @@ class Undertaker:
         label: str,
         *,
         keep: bool = False,
+        place: Path | None = None,
         lost: Callable[[], object] | None = None,
         log: str = os.devnull,
     ) -> Undertaker:
         """Start the helper for all containers with a label (NAME=VALUE), and do not wait for it to come up.
 
         `settings` are the Client's. With `keep` containers that have run stay behind, ended, for a program that comes
-        back. `lost` is called, in a thread of its own, if the helper ends before the goodbye. Its words go to `log`.
+        back; the directory `place` never does. `lost` is called, in a thread of its own, if the helper ends before the
+        goodbye. Its words go to `log`.
         """
-        orders = _orders(settings, label, keep=keep)
+        orders = _orders(settings, label, keep=keep, place=place)
         ours, theirs = helper.pair()
         program = _program()
         try:
@@ -132,7 +134,7 @@ def _program() -> int:
         return -1
 
 
-def _orders(settings: Mapping[str, Any], label: str, *, keep: bool) -> bytes:
+def _orders(settings: Mapping[str, Any], label: str, *, keep: bool, place: Path | None) -> bytes:
     """What the helper has to know when it must work: one line."""
     try:
         cwd = os.getcwd()
@@ -142,6 +144,7 @@ def _orders(settings: Mapping[str, Any], label: str, *, keep: bool) -> bytes:
         "settings": {**settings, "auth": None},  # it fetches no image
         "label": label,
         "keep": keep,
+        "place": place,
         "cwd": cwd,
         "path": [*sys.path, str(Path(__file__).absolute().parents[3])],  # wfl itself, should they not lead to it
     }

@@ -53,12 +53,15 @@ def carry_out(orders: bytes) -> None:
     """End the containers: by now memory does not matter."""
     import contextlib
     import json
+    import shutil
 
     found = json.loads(orders)
     with contextlib.suppress(OSError):
         os.chdir(found["cwd"])  # paths may be relative to it
     if not getattr(sys, "frozen", False):  # a bundle has all in itself, and the program's is gone
         sys.path[:] = found["path"]
+    if found["place"] is not None:
+        shutil.rmtree(found["place"], ignore_errors=True)
     from wfl.contexts.containers.undertaker import end_all
 
     end_all(found["settings"], found["label"], keep=found["keep"])

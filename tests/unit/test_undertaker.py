@@ -537,7 +537,7 @@ def test_orders_are_carried_out_at_the_end(tmp_path: Path) -> None:
     told = "def end_all(*arguments, **more): print(arguments, more, flush=True)"
     (room / "undertaker.py").write_text(told)
     path = [str(tmp_path), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib") + "/lib-dynload"]
-    orders = {"settings": {"a": 1}, "label": "b=c", "keep": True, "cwd": "/none", "path": path}
+    orders = {"settings": {"a": 1}, "label": "b=c", "keep": True, "place": None, "cwd": "/none", "path": path}
     code, words = ended_with(json.dumps(orders).encode() + b"\n", tmp_path)
     assert (code, words) == (0, "({'a': 1}, 'b=c') {'keep': True}\n")
 
