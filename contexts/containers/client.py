@@ -116,12 +116,12 @@ class Client:
 
     def close(self) -> None:
         """Close all connections, also those that somebody is just reading from."""
+        self._closed = True
         self.hang_up()
         self._api.close()
 
     def hang_up(self) -> None:
-        """End all streams; no other begins."""
-        self._closed = True
+        """End all streams that there are."""
         for response in list(self._streams):
             connection.cut(response)
 
