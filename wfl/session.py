@@ -298,12 +298,12 @@ class JobSession:
     def _acceptable(self, record: Record) -> bool:
         """Whether the system would take it: known at once, also for what has to wait here."""
         try:
-            self.backend.check(record.template)
             for gate in record.gates:
                 if record.slots > gate.limit:
                     raise InvalidArgumentError(
                         f"min_slots is {record.slots}, but max_parallel is {gate.limit}: it could never start"
                     )
+            self.backend.check(record.template)
         except WflError as error:
             self._refuse([record], error)
             return False

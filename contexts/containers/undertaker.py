@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds that a helper may take to leave; it takes milliseconds unless the machine is swamped."""
-LONGEST = 3600.0
+LONGEST = 300.0
 """Seconds in which everything is tried again that did not succeed, or a daemon that is away is waited for."""
 REQUEST = 20.0
 """Seconds that one answer is waited for; the daemon itself gives a process 10 to die."""
@@ -154,7 +154,7 @@ def _orders(settings: Mapping[str, Any], label: str, *, keep: bool, place: Path 
 def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> None:
     """End all containers with a label (NAME=VALUE), and remove them with their volumes; see `Undertaker.start`.
 
-    What fails is tried again, for as long as an hour; it is not raised but printed.
+    What fails is tried again, for as long as five minutes; it is not raised but printed.
     """
     deadline, pause = time.monotonic() + LONGEST, PAUSE[0]
     seen_none = False

@@ -148,9 +148,20 @@ def begin(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., Undertaker]]
     assert not helpers_of(os.getpid())
 
 
+_strangers: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _know_strangers() -> None:
+    """Helpers that other tests of this process have left to end something on a daemon that is gone."""
+    _strangers.clear()
+    _strangers.update(helpers_of(os.getpid()))
+
+
 def helpers_of(pid: int) -> list[int]:
     """The helpers that a program has started."""
-    return [child for child in children_of(pid) if b"vigil.main" in command_of(child)]
+    helpers = [child for child in children_of(pid) if b"vigil.main" in command_of(child)]
+    return [helper for helper in helpers if helper not in _strangers]
 
 
 def helper_of(pid: int) -> int:
