@@ -72,7 +72,7 @@ class DockerContext(Context):
         """The daemon as a machine, all running containers, and its images as job categories."""
         with _docker_py(self.name):
             from wfl.contexts.containers.monitor import ContainerMonitor
-        return ContainerMonitor(self.client_settings(), self.dialect())
+        return ContainerMonitor(self.client_settings())
 
     def dialect(self) -> Dialect:
         """Where this daemon differs from others that speak Docker's API."""

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -19,7 +19,7 @@ from tests.faults.machine import PATIENCE, wait_until
 from wfl.errors import WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from wfl import Context
@@ -28,6 +28,9 @@ NAMES = ("docker", "podman")
 IMAGE = "busybox:latest"
 ANSWER = 60.0
 """Seconds that a daemon may take to answer."""
+_VARIABLES = (
+    "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "CONTAINER_HOST", "XDG_RUNTIME_DIR",
+)  # fmt: skip
 SERVICES = Path(__file__).parent / "services"
 
 
@@ -69,6 +72,23 @@ def lacking(reason: str) -> NoReturn:
     if os.environ.get("WFL_REQUIRE_ALL") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@contextmanager
+def reached(name: str) -> Iterator[Daemon]:
+    """A daemon that `make services` has started."""
+    url = address(name)
+    settings_of(url)
+    found = Daemon(name, url)
+    yield found
+    found.close()
+
+
+def silence(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Nothing is said of daemons but by the test; `home` is the docker command's directory."""
+    for name in _VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(home))
 
 
 class Daemon:

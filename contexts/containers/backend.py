@@ -28,7 +28,7 @@ from wfl.contexts.containers import facts, staging, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.spool import Demultiplexer, Spool
-from wfl.contexts.containers.undertaker import Undertaker
+from wfl.contexts.containers.undertaker import AFTERMATH, Undertaker
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, fact
 from wfl.errors import (
     DeniedByDrmsError,
@@ -58,8 +58,6 @@ _FIRST_WORDS = 1000
 """Bytes of the error output in which the init has said what it could not do."""
 TRIES = 5
 """Times that output and files of an ended job are asked for before it ends without them."""
-AFTERMATH = 1.0
-"""Seconds after which there is another look, where what was asked for last may still have been under way."""
 AGAIN = 0.2
 """Seconds after which an end that could not be completed is looked at again."""
 LOOK = 300.0
@@ -161,7 +159,7 @@ class ContainerBackend(Backend):
         self._report = report
         self._opened = time.monotonic()
         self._keep = directory is not None
-        self._client = Client({"cure": self._dialect.cure, **self._settings})
+        self._client = Client(self._settings)
 
     @cached_property
     def _told(self) -> Mapping[str, Any]:
@@ -838,8 +836,7 @@ def _unstarted(found: Mapping[str, Any]) -> bool:
     return found["State"].lower() in _UNSTARTED
 
 
-def _name(key: str) -> str:
-    return f"wfl-{key}"
+_name = template.container_name
 
 
 def _settled(given: JobTemplate) -> JobTemplate:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 API = "1.41"
 """The API version that is spoken wherever it can be: that of Docker 20.10, which Podman speaks, too."""
 CONNECT = 10.0
-"""Seconds in which a stream must begin."""
+"""Seconds in which there must be a connection for a stream."""
 OVERLAP = 2.0
 """Seconds of the past that are told again: the daemon begins to listen a little after it has answered."""
 QUIET = 300.0

@@ -15,8 +15,6 @@ from wfl.drmaa2 import FrozenDict, JobInfo, MachineInfo, fact
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from wfl.contexts.containers.dialect import Dialect
-
 _NO_NAME = "<none>"
 
 
@@ -28,8 +26,8 @@ class ContainerMonitor(Monitor):
     made. extensions: container_id, image, and session where wfl made them.
     """
 
-    def __init__(self, settings: Mapping[str, Any], dialect: Dialect) -> None:
-        self._client = Client({"cure": dialect.cure, **settings})
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._client = Client(settings)
         self._name = machine(self._client.info(), self._client.url).name
 
     def jobs(self, session_name: str | None) -> Sequence[JobInfo]:

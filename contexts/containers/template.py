@@ -138,7 +138,7 @@ def body(
 
 def query(template: JobTemplate, key: str) -> dict[str, str]:
     """What goes beside the body: the container's name and, where something is said of it, the platform."""
-    found = {"name": f"wfl-{key}"}
+    found = {"name": container_name(key)}
     platform = _extensions(template).get("platform")
     if platform is not None:
         if not re.fullmatch(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9.]+)?)?", platform):
@@ -148,6 +148,11 @@ def query(template: JobTemplate, key: str) -> dict[str, str]:
     elif template.machine_os or template.machine_arch:
         platform = _platform(template)
     return found if platform is None else {**found, "platform": platform}
+
+
+def container_name(key: str) -> str:
+    """What a container is called that bears this key."""
+    return f"wfl-{key}"
 
 
 def pull_policy(template: JobTemplate, default: str) -> str:

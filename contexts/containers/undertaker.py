@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wfl.contexts import helper
-from wfl.contexts.containers import vigil
+from wfl.contexts.containers import facts, vigil
 from wfl.contexts.containers.client import REQUESTS, Client
 from wfl.errors import InvalidStateError, SessionManagementError, WflError
 
@@ -35,8 +35,6 @@ PAUSE = (0.2, 10.0)
 """Seconds after a failure before the next attempt: the first pause, and the longest."""
 AFTERMATH = 1.0
 """Seconds after which there is another look: what the program asked for last may still have been under way."""
-ENDED = frozenset({"exited", "stopped", "dead"})
-"""States, as a list of containers has them, in which nothing runs any more. Podman says stopped, too."""
 
 
 class Undertaker:
@@ -181,7 +179,7 @@ def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> N
 
 def _unended(client: Client, label: str, *, keep: bool) -> list[dict[str, Any]]:
     name, _, value = label.partition("=")
-    return [one for one in client.list({name: value}) if not (keep and one["State"] in ENDED)]
+    return [one for one in client.list({name: value}) if not (keep and one["State"] in facts.OVER)]
 
 
 def _in_threads(f: Callable[[dict[str, Any]], bool], containers: list[dict[str, Any]]) -> list[bool]:
@@ -196,7 +194,7 @@ def _end(client: Client, container: Mapping[str, Any], *, keep: bool) -> bool:
         if state == "paused":
             with suppress(WflError):  # it goes on already, or is gone; Docker also kills what is paused
                 client.unpause(id)
-        if state not in ("created", *ENDED):
+        if state not in ("created", *facts.OVER):
             with suppress(InvalidStateError):  # it has ended by itself, or is gone
                 client.kill(id)
         if state == "created" or not keep:

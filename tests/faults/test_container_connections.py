@@ -8,12 +8,11 @@ import signal
 import subprocess
 import threading
 import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.containers import IMAGE, SERVICES, Daemon, Own, address, settings_of
+from tests.containers import IMAGE, SERVICES, Daemon, Own, address, reached, silence
 from tests.faults.machine import PATIENCE, Program, children_of, command_of, wait_until
 from tests.faults.servers import PROXY, Certificates, Proxy, Rootless, Sshd, free_port, needed
 from wfl import Workflow
@@ -32,17 +31,12 @@ if TYPE_CHECKING:
 SIZE = 300_000
 """Bytes of standard input: more than a socket holds."""
 FIELDS: dict[str, Any] = {"extensions": {"network": "none"}}
-VARIABLES = (
-    "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "CONTAINER_HOST", "XDG_RUNTIME_DIR",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is said of daemons but by the test."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    silence(monkeypatch, tmp_path / "docker")
 
 
 @pytest.fixture(scope="module", params=["docker", "podman"])
@@ -57,16 +51,6 @@ def dockerd() -> Iterator[Daemon]:
     """The one where both would be the same."""
     with reached("docker") as found:
         yield found
-
-
-@contextmanager
-def reached(name: str) -> Iterator[Daemon]:
-    """A daemon that `make services` has started."""
-    url = address(name)
-    settings_of(url)
-    found = Daemon(name, url)
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

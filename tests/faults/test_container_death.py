@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.containers import NAMES, Daemon, address, settings_of
+from tests.containers import NAMES, Daemon, reached
 from tests.faults.machine import CLEAN, PATIENCE, Program, slowness, wait_until
 from wfl import Context, JobState, JobTemplate, Workflow, shell
 
@@ -57,11 +57,8 @@ import time; time.sleep(600)
 @pytest.fixture(params=NAMES, scope="module")
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """Each of the daemons that `make services` starts."""
-    url = address(request.param)
-    settings_of(url)
-    found = Daemon(request.param, url)
-    yield found
-    found.close()
+    with reached(request.param) as found:
+        yield found
 
 
 @pytest.fixture

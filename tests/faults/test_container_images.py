@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.containers import IMAGE, Daemon, address, settings_of
+from tests.containers import IMAGE, Daemon, reached
 from tests.faults.servers import PASSWORD, USER, Registry
 from wfl import JobInfo, Workflow
 from wfl.contexts.docker import DockerContext
@@ -45,11 +45,8 @@ def read(job: Any) -> Ran:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """The dockerd that `make services` has started."""
-    url = address("docker")
-    settings_of(url)
-    found = Daemon("docker", url)
-    yield found
-    found.close()
+    with reached("docker") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.containers import NAMES, Daemon, Own, address, settings_of
+from tests.containers import NAMES, Daemon, Own, reached
 from tests.faults.machine import PATIENCE, wait_until
 from tests.faults.proxy import ANY, CREATE, EVENTS, INSPECT, LOGS, START, Proxy
 from wfl import Context, DrmCommunicationError, JobState, Workflow, shell
@@ -52,11 +52,8 @@ def owned() -> Iterator[Callable[[str], Own]]:
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     """Docker's of the daemons that `make services` starts: Podman's may take seconds for an answer by itself."""
-    url = address("docker")
-    settings_of(url)
-    found = Daemon("docker", url)
-    yield found
-    found.close()
+    with reached("docker") as found:
+        yield found
 
 
 @pytest.fixture

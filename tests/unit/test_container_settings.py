@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.containers import silence
 from wfl.contexts.containers.settings import auth_of, client_of, host_of, registry_of
 from wfl.contexts.docker import DockerContext
 from wfl.contexts.podman import PodmanContext
@@ -24,17 +25,11 @@ from wfl.errors import DrmCommunicationError, InvalidArgumentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VARIABLES = (
-    "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "CONTAINER_HOST", "XDG_RUNTIME_DIR",
-)  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The docker command's directory; nothing else is said of daemons."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    silence(monkeypatch, tmp_path)
     return tmp_path
 
 
