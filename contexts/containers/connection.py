@@ -46,6 +46,7 @@ def connected(settings: Mapping[str, Any], version: str) -> Any:
         raise SessionManagementError(f"{url}: {error}") from error
     # Of the environment only proxies count: REQUESTS_CA_BUNDLE would be taken instead of the ca_cert that was given.
     api.trust_env = False
+    api.headers.update(api._general_configs.get("HttpHeaders") or {})  # noqa: SLF001 - of the docker configuration
     if far:
         command = tunnel.command(url, settings.get("remote") or "docker", timeout)
         api.mount("http+docker://", tunnel.Tunnels(command, timeout, POOL))
