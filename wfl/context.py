@@ -113,7 +113,8 @@ class Context(ABC):
         return Context.named(name, **{key: _value(text) for key, text in settings.items()})
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(session_name={self.session_name!r})"
+        store = "" if self.store is None else f", store={self.store!r}"
+        return f"{type(self).__name__}(session_name={self.session_name!r}{store})"
 
 
 def check_max_parallel(value: int | None) -> int | None:

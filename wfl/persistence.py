@@ -39,8 +39,9 @@ def recall(session: JobSession, found: Sequence[Known]) -> None:
     """Without a store: enter jobs of other programs that the system itself remembers, and follow them."""
     with session._lock:
         new: dict[Record, int | None] = {}
+        here = {record.key for record in session._records.values()}
         for known in found:
-            if known.id not in session._records:
+            if known.key not in here:
                 record = Record(session, known.key, known.template, job_id=known.job_id, index=known.index)
                 record.id, record.info = known.id or known.key, known.info
                 record.phase, record.own, record.state = ACCEPTED, False, JobState.UNDETERMINED

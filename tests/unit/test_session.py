@@ -1613,13 +1613,64 @@ def test_closing_with_tasks_running(open_session: Open, caplog: pytest.LogCaptur
 
 
 def test_closing_detached(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
-    """Detached jobs live on, and nothing is said."""
+    """Detached jobs live on, and one line says how many, who finds them and how they are ended."""
     system = FakeSystem({"x": FOREVER})
     session = open_session(system, detach=True)
     run_many(session, 2)
     session.close()
-    assert not caplog.records
+    session.close()
+    (words,) = [record.message for record in caplog.records]
+    assert words == (
+        "fake: 2 tasks go on; without a store no later program finds them (FakeContext(session_name='wfl')); "
+        "to end them: kill_all()"
+    )
     assert {info.state for info in system.answer(["1", "2"]).infos} == {JobState.RUNNING}
+
+
+def test_closing_detached_when_all_has_ended(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing goes on, and nothing is said."""
+    session = open_session(FakeSystem({"x": 0}), detach=True)
+    session.wait([run(session)])
+    session.close()
+    assert not caplog.records
+
+
+def test_closing_detached_with_a_store(open_session: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What waits here is counted apart; whoever opens the context that is named finds all."""
+    store = tmp_path / "jobs"
+    session = open_session(FakeSystem({"x": FOREVER}), detach=True, store=store, max_parallel=1)
+    run_many(session, 3)
+    session.close()
+    (words,) = [record.message for record in caplog.records]
+    assert words == (
+        "fake: 1 task goes on, 2 tasks wait for a later program; "
+        f"Workflow(FakeContext(session_name='wfl', store='{store}')) finds them; to end them: kill_all()"
+    )
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_interrupted_while_closing(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, detach: bool
+) -> None:
+    """A second Ctrl-C leaves at once; what may still be there is listed, the first ones by their ids."""
+    session = open_session(FakeSystem({"x": FOREVER}), detach=detach)
+    run_many(session, 7)
+
+    def interrupt(**_: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as change:
+        change.setattr(session.backend, "close", interrupt)
+        change.setattr(session.backend, "how_to_cancel", lambda ids: f"cancel {len(ids)}")
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+    assert session.closed
+    assert len(caplog.records) == 2 - detach
+    if not detach:
+        assert caplog.records[-1].message == (
+            "fake: interrupted while ending tasks: 7 tasks may still be there (1, 2, 3, 4, 5, …); "
+            "a helper process ends what is left after this program; by hand: cancel 7"
+        )
 
 
 def test_closing_wakes_who_waits(open_session: Open) -> None:

@@ -11,7 +11,7 @@ datas, hiddenimports = collect_entry_point("wfl.contexts")
 hiddenimports += collect_submodules("wfl.contexts")
 
 # Helper processes must not import wfl, so their scripts are files of their own, too; see rthooks/pyi_rth_wfl.py.
-HELPERS = ("wfl.contexts.process.keeper", "wfl.contexts.containers.vigil")
+HELPERS = ("wfl.contexts.process.keeper", "wfl.contexts.vigil")
 datas += [(get_module_file_attribute(helper), "wfl/_helpers") for helper in HELPERS]
 
 # tqdm, which draws progress, is left out: it draws in matplotlib, tkinter and notebooks, too, and PyInstaller would

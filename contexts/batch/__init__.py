@@ -1,0 +1,1 @@
+"""Jobs on clusters, through the command lines of their schedulers: one small file per scheduler, one engine for all."""

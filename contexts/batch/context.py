@@ -1,0 +1,85 @@
+"""BatchContext: what the contexts of all schedulers that are used through their commands have in common."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from wfl.context import Context
+from wfl.drmaa2 import JobTemplate
+from wfl.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wfl.backend import Backend
+    from wfl.contexts.batch.engine import BatchBackend, Preview
+    from wfl.contexts.batch.scheduler import Scheduler
+
+
+class BatchContext(Context):
+    """A scheduler that is used through its commands, by an ordinary user, on a machine that can submit jobs.
+
+    Besides the settings of every Context:
+    directory: where scripts and output are kept, on a file system that the cluster's machines share; None: below
+    ~/.wfl, with the context's name.
+    detach: True unless said otherwise: the scheduler remembers the jobs, and a place in its queue is worth keeping.
+    timeout: seconds that one of the scheduler's commands may take.
+    environment: variables that lead the scheduler's commands to it, such as SLURM_CONF, besides the program's own.
+    inherit_environment: True gives jobs the program's environment; else they have what the site gives to every login,
+    and what the template says.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        detach: bool = True,
+        timeout: float = 60.0,
+        environment: Mapping[str, str] | None = None,
+        inherit_environment: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(detach=detach, **settings)
+        if not timeout > 0:
+            raise InvalidArgumentError(f"timeout is {timeout!r}, expected seconds above 0")
+        self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
+        self.timeout, self.inherit_environment = float(timeout), inherit_environment
+        self.environment = dict(environment or {})
+
+    def __repr__(self) -> str:
+        """With the directory, without which nobody finds the session's jobs."""
+        return f"{super().__repr__()[:-1]}, directory={self.directory!r})"
+
+    @abstractmethod
+    def scheduler(self) -> Scheduler:
+        """The scheduler's language."""
+
+    def backend(self) -> Backend:
+        """A new backend; nothing is contacted before the first job."""
+        return self._backend()
+
+    def _backend(self) -> BatchBackend:
+        from wfl.contexts.batch.engine import BatchBackend
+
+        return BatchBackend(
+            self.scheduler(),
+            directory=self.directory,
+            session_name=self.session_name,
+            timeout=self.timeout,
+            environment=self.environment,
+            inherit=self.inherit_environment,
+            detach=self.detach,
+        )
+
+    def preview(
+        self, template: JobTemplate, indexes: range | int | None = None, max_parallel: int | None = None
+    ) -> list[Preview]:
+        """What would be run for a template, or for an array of it: the command line and the script, nothing else.
+
+        Several where an array is longer than the scheduler takes: its limit is asked for, nothing is submitted.
+        """
+        merged = template.merged_with(self.default_template)
+        numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
+        return self._backend().preview(merged, numbers, max_parallel)

@@ -1,0 +1,814 @@
+"""BatchBackend: what is the same for every scheduler that is used through its commands.
+
+It knows nothing of any scheduler's language (scheduler.py), and little of a job's end: the job writes that down itself
+(script.py, place.py), so that most ends cost the scheduler no question. The scheduler is asked for all jobs at once,
+the more rarely the more there are, and its records for what has ended: why, when, with which usage.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from wfl.backend import INDEX, Action, Answer, Backend, Known, Limits, Submission, ended
+from wfl.contexts.batch import script
+from wfl.contexts.batch.command import Commands
+from wfl.contexts.batch.ending import Ending, cancel, how_to_cancel
+from wfl.contexts.batch.place import Entry, Place, Wave, read_part
+from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, extension
+from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
+from wfl.errors import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    InvalidArgumentError,
+    InvalidStateError,
+    UnsupportedOperationError,
+    WflError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from wfl.backend import Outcome, Report, Stream
+    from wfl.contexts.batch.scheduler import Command, Scheduler, Seen
+    from wfl.drmaa2 import JobTemplate
+
+log = logging.getLogger("wfl")
+FIELDS = frozenset(
+    {
+        "remote_command", "args", "submit_as_hold", "job_environment", "working_directory", "job_name", "input_path",
+        "output_path", "error_path", "join_files", "stage_in_files", "stage_out_files", "resource_limits",
+        "deadline_time", "extensions",
+    }
+)  # fmt: skip
+"""Template fields that need nothing of a scheduler, or that every scheduler has."""
+INDEX_FIELDS = frozenset(
+    {
+        "remote_command", "args", "job_environment", "working_directory", "input_path", "output_path", "error_path",
+        "stage_in_files", "stage_out_files",
+    }
+)  # fmt: skip
+"""Those that the script alone sees to, which knows the element's index."""
+CAPABILITIES = frozenset(
+    {
+        Capability.HOLD, Capability.TERMINATE, Capability.SUSPEND, Capability.OUTPUT, Capability.STREAM,
+        Capability.NATIVE_ARRAYS, Capability.REATTACH, Capability.DETACH, Capability.RUSAGE, Capability.JT_STAGING,
+    }
+)  # fmt: skip
+PER_JOB = 0.02
+"""Seconds between two questions for each job that has not ended: with 1,000 jobs one every 20 s."""
+TOGETHER = 250
+"""Ends whose records are asked for at once, though there are more to come."""
+ASK = (1.0, 30.0)
+"""Seconds between two questions to the scheduler: the first, and the longest; jobs tell the rest in their files."""
+LOOK = (0.25, 5.0)
+"""Seconds between two looks at what jobs have written of their ends, which costs the scheduler nothing."""
+SLOWER = 1.5
+USAGE = 5.0
+"""Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
+GONE = 30.0
+"""Seconds after which a job that is in no list and no record is called gone."""
+IDS = 500
+"""Ids on one command line."""
+_SAME = timedelta(seconds=2)
+_UNSAID = frozenset({"SIGINT", "SIGPIPE"})
+"""Signals of which a shell says nothing."""
+_ENDING = (Action.TERMINATE, Action.KILL)
+
+
+class Held:
+    """One job, or one element of an array, that the scheduler has."""
+
+    __slots__ = ("array", "cause", "ending", "entry", "key", "missing", "since", "started", "state")
+
+    def __init__(self, entry: Entry, key: str, array: str | None) -> None:
+        self.entry, self.key, self.array = entry, key, array
+        self.state: JobInfo | None = None
+        self.started = False
+        self.cause: SubState | None = None
+        self.ending = False  # it was told to end
+        self.since = 0.0  # seen ended
+        self.missing = 0.0  # in no list and no record
+
+
+class BatchBackend(Backend):
+    """One scheduler through its commands, for one session."""
+
+    tells = False
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        directory: str,
+        session_name: str,
+        timeout: float,
+        environment: Mapping[str, str],
+        inherit: bool,
+        detach: bool,
+    ) -> None:
+        self.name = scheduler.name
+        self.fields = FIELDS | scheduler.fields
+        self.index_fields = INDEX_FIELDS
+        self.extensions = scheduler.extensions | {NATIVE, INHERIT}
+        self.capabilities = (CAPABILITIES | scheduler.capabilities) - scheduler.lacks
+        self.limits = Limits(requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=60.0)
+        self.scheduler = scheduler
+        self.commands = Commands(
+            scheduler.name, site=environment, answers=scheduler.answers, down=scheduler.down, timeout=timeout
+        )
+        self._session_name, self._inherit = session_name, inherit
+        self.place = Place(directory, session_name)
+        self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
+        self._lock = threading.RLock()
+        self._held: dict[str, Held] = {}
+        self._by_key: dict[str, str] = {}
+        self._left: dict[str, int] = {}  # by array's key: elements that were not reaped
+        self._living: dict[str, set[str]] = {}  # by program: ids that have not ended
+        self._asked = self._accounted = -ASK[1]
+        self._pause = ASK[0]
+        self._most: int | None = None
+        self._most_known = False
+        self._rung = 0  # of the scheduler's kinds of records: the first that can be had
+        self._programs: set[str] = set()
+
+    # -- before anything is started --
+
+    def check(self, template: JobTemplate) -> None:
+        """Whether this scheduler, and a shell, can do what the template says."""
+        super().check(template)
+        script.check(template)
+        entry = Entry("check-0", _settled(template), "check-0")
+        self._script(entry)
+        self.scheduler.submit(Job(entry, "", "", self._session_name))
+
+    def preview(self, template: JobTemplate, indexes: range | None, max_parallel: int | None) -> list[Preview]:
+        """What would be run."""
+        self.check(template)
+        entry = self._entry(Submission("KEY-1", template, "KEY-1"), indexes, max_parallel)
+        return [Preview(tuple(self.scheduler.submit(job)), self._script(entry, job.wave)) for job in self._jobs(entry)]
+
+    def open(self, report: Report, directory: Path | None) -> None:
+        """Nothing is contacted: the scheduler answers when it is first needed."""
+        self._report, self.ending.keep = report, directory is not None
+
+    # -- submitting --
+
+    def submit(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+        """One job each."""
+        return [self._submit_one(submission) for submission in submissions]
+
+    def _submit_one(self, submission: Submission) -> Outcome:
+        try:
+            self.check(submission.template)
+            (id,) = self._start(self._entry(submission))
+        except DrmCommunicationError:
+            raise
+        except WflError as error:
+            return error
+        return id
+
+    def submit_array(self, submission: Submission, indexes: range, max_parallel: int | None) -> Sequence[Outcome]:
+        """A native array, or several where the scheduler takes only so many elements in one."""
+        if not indexes:
+            return []
+        try:
+            self.check(submission.template)
+            return self._start(self._entry(submission, indexes, max_parallel))
+        except DrmCommunicationError:
+            raise
+        except WflError as error:
+            return [error] * len(indexes)
+
+    def _entry(self, submission: Submission, indexes: range | None = None, max_parallel: int | None = None) -> Entry:
+        return Entry(
+            submission.key,
+            _settled(submission.template),
+            submission.job_id,
+            index=submission.index,
+            indexes=indexes,
+            max_parallel=max_parallel,
+            waves=None if indexes is None else self._waves(indexes),
+        )
+
+    def _start(self, entry: Entry) -> list[str]:
+        """Write everything down, then submit; the ids, an array's one for each element."""
+        program = entry.key.rpartition("-")[0]
+        self._programs.add(program)
+        self.ending.before(entry.key)
+        ids: dict[int, str] = {}
+        for part in self._jobs(entry):
+            job = structs.replace(part, after=ids[part.part - 1]) if part.part and entry.max_parallel else part
+            self.place.enter(entry, self._script(entry, job.wave))
+            try:
+                ids[job.part] = self._send(job)
+            except DrmCommunicationError:
+                raise
+            except WflError as error:
+                self.ending.after(entry.key)
+                if not ids:
+                    self.place.forget(entry.key)
+                    raise
+                self._cancel(list(ids.values()))
+                raise type(error)(f"{error}; the parts of the array before that were cancelled") from error
+            self.place.accept(entry.key, ids)
+        self._expect()
+        found = self._hold(entry, ids)
+        self.ending.after(entry.key)
+        if entry.template.submit_as_hold:
+            self._report([fact(id=id, state=JobState.QUEUED_HELD) for id in found])
+        return found
+
+    def _send(self, job: Job) -> str:
+        """Hand one job, or one wave of an array, to the scheduler; its id."""
+        seen = self.commands.environment(None if job.inherit else self.scheduler.passed)
+        command = self.scheduler.submit(job)
+        try:
+            return self.scheduler.accepted(self.commands.run(command, seen))
+        except DeniedByDrmsError as error:
+            raise DeniedByDrmsError(f"{error} (asked for: {' '.join(command[1:-1])})") from error
+
+    def _jobs(self, entry: Entry) -> list[Job]:
+        path, words = self.place.path("script", entry.key), self.place.path("log", entry.key)
+        parts, inherit = range(len(entry.waves or [None])), self._inherits(entry.template)
+        return [Job(entry, path, words, self._session_name, inherit, part) for part in parts]
+
+    def _inherits(self, template: JobTemplate) -> bool:
+        given = extension(template, INHERIT)
+        if given not in (None, "true", "false"):
+            raise InvalidArgumentError(f"extensions: {INHERIT} is {given!r}, expected 'true' or 'false'")
+        return self._inherit if given is None else given == "true"
+
+    def _script(self, entry: Entry, wave: Wave | None = None) -> str:
+        scheduler = self.scheduler
+        first, step = (wave.first, wave.step) if wave else (0, 1)
+        login = scheduler.passed is not None and not self._inherits(entry.template)
+        return script.script(
+            entry,
+            self.place,
+            number=scheduler.number,
+            id=scheduler.id,
+            first=first,
+            step=step,
+            login=login,
+            reserved=scheduler.reserved,
+        )
+
+    def _waves(self, indexes: range) -> list[Wave]:
+        """One native array with the elements' own numbers where that can be; else parts, counted from the lowest."""
+        lowest, most = self.scheduler.lowest, self._highest()
+        if indexes[0] >= lowest and (most is None or indexes[-1] <= most):
+            return [Wave(indexes)]
+        size = len(indexes) if most is None else most - lowest + 1
+        parts = [indexes[start : start + size] for start in range(0, len(indexes), size)]
+        return [Wave(range(lowest, lowest + len(part)), part.start - lowest * part.step, part.step) for part in parts]
+
+    def _highest(self) -> int | None:
+        if not self._most_known:
+            command = self.scheduler.limits()
+            self._most = None if command is None else self.scheduler.most(self.commands.run(command))
+            self._most_known = True
+        return self._most
+
+    def _hold(self, entry: Entry, ids: Mapping[int, str]) -> list[str]:
+        """Know from now on what the scheduler has."""
+        found = []
+        with self._lock:
+            living = self._living.setdefault(entry.key.rpartition("-")[0], set())
+            for part, id in ids.items():
+                for one, held in self._members(entry, part, id):
+                    if one not in self._held:
+                        self._held[one] = held
+                        self._by_key[held.key] = one
+                        living.add(one)
+                    found.append(one)
+            if entry.indexes is not None:
+                self._left.setdefault(entry.key, len(entry.indexes))
+        return found
+
+    def _members(self, entry: Entry, part: int, id: str) -> Iterator[tuple[str, Held]]:
+        if entry.waves is None:
+            yield id, Held(entry, entry.key, None)
+            return
+        wave = entry.waves[part]
+        for number in wave.numbers:
+            yield self.scheduler.element(id, number), Held(entry, f"{entry.key}.{wave.first + wave.step * number}", id)
+
+    def _expect(self) -> None:
+        """Something was submitted: the scheduler is asked soon."""
+        with self._lock:
+            self._pause, self._asked = ASK[0], min(self._asked, time.monotonic())
+
+    # -- asking --
+
+    def ask(self, ids: Sequence[str]) -> Answer:
+        """Ends that the jobs have told of themselves; and, when it is time, what the scheduler says of all."""
+        wanted = {id for id in ids if id in self._held}  # others are still to be found by their keys
+        found = self._look(wanted)
+        gone: list[str] = []
+        left = len(wanted) - len(found)
+        now = time.monotonic()
+        if left and now - self._asked >= max(self._pause, min(PER_JOB * left, ASK[1])):
+            self._asked = now
+            told, gone = self._query(wanted - {info.id or "" for info in found})
+            self._pause = min(self._pause * SLOWER, ASK[1])
+            found += told
+        return Answer(infos=found, gone=gone)
+
+    def _look(self, wanted: set[str]) -> list[JobInfo]:
+        """What jobs have written of beginnings and ends; one that may run again is the scheduler's to call ended."""
+        found = []
+        for program, living in list(self._living.items()):
+            if living.isdisjoint(wanted):
+                continue
+            over = self.place.listed("end", program)
+            for key in self.place.listed("run", program):
+                id = self._by_key.get(key)
+                if id is None or id not in wanted or id not in living:
+                    continue
+                held = self._held[id]
+                if key in over and not held.entry.template.rerunnable:
+                    found.append(fact(id=id, state=JobState.DONE))
+                elif not held.started:
+                    held.started = True
+                    found.append(fact(id=id, state=JobState.RUNNING, dispatch_time=self.place.began(key)))
+        return found
+
+    def _query(self, wanted: set[str]) -> tuple[list[JobInfo], list[str]]:
+        """What the scheduler's list says of these, as far as it is new; and those that nobody knows any more."""
+        output = self._answer(self.scheduler.query(_user()))
+        found: list[JobInfo] = []
+        there: set[str] = set()
+        stuck: list[str] = []
+        for seen in self.scheduler.seen(output):
+            for id in self._ids(seen):
+                if id in wanted:
+                    self._held[id].missing = 0.0
+                    there.add(id)
+                    if seen.stuck:
+                        stuck.append(id)
+                    else:
+                        found += self._told(id, seen)
+        found += self._remove(stuck)
+        missing = wanted - there
+        if missing:  # they have ended, and are in the list no more
+            known = self._ended_elsewhere(missing)
+            found += known
+            missing -= {info.id or "" for info in known}
+        gone = []
+        for id in sorted(missing):
+            held = self._held[id]
+            late = self._long_missing(held)
+            if (late or held.ending) and self.scheduler.silent and not self._ran(held, JobInfo()):
+                words = "it was deleted before it began"
+                found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
+            elif late:
+                gone.append(id)
+        return found, gone
+
+    def _remove(self, ids: Sequence[str]) -> list[JobInfo]:
+        """Delete what the scheduler holds and will not run; their ends, with its reasons."""
+        if not ids:
+            return []
+        reasons = self._described(sorted({self._held[id].array or id for id in ids}), self.scheduler.reasons)
+        cancel(self.scheduler, self._grouped(ids), self.commands)
+        found = []
+        for id in ids:
+            words = reasons.get(id) or reasons.get(self._held[id].array or id) or f"{self.name} could not start it"
+            found.append(self._over(id, ended(id, sub_state="launch_failure", annotation=words)))
+        return found
+
+    @staticmethod
+    def _long_missing(held: Held) -> bool:
+        """Records of ends come late: a job that is nowhere is called gone only when it has been so for a while."""
+        now = time.monotonic()
+        held.missing = held.missing or now
+        return now - held.missing > GONE
+
+    def _ids(self, seen: Seen) -> Iterable[str]:
+        if seen.numbers is None:
+            yield seen.id
+        for numbers in seen.numbers or ():
+            for number in numbers:
+                yield self.scheduler.element(seen.id, number)
+
+    def _told(self, id: str, seen: Seen) -> list[JobInfo]:
+        """A fact from the list, if it is new."""
+        held, info, state = self._held[id], seen.info, seen.info.state
+        held.cause = seen.cause
+        if state in (JobState.QUEUED, JobState.QUEUED_HELD) and held.started:
+            again = JobState.REQUEUED if state is JobState.QUEUED else JobState.REQUEUED_HELD
+            info = info.replace(state=again)
+        if held.state == info:
+            return []
+        held.state, held.started = info, held.started or (state.started and not state.ended)
+        return [info.replace(id=id)]
+
+    def _ended_elsewhere(self, ids: set[str]) -> list[JobInfo]:
+        """Of these, which are not in the list: those that have ended, by their own word or the scheduler's records."""
+        found = [id for id in ids if self.place.end(self._held[id].key) is not None]
+        rest = ids.difference(found)
+        for id, account in (self._accounts(rest) if rest else {}).items():
+            if id in rest and account.over:
+                found.append(id)
+            elif id in rest:
+                self._held[id].missing = 0.0
+        return [fact(id=id, state=JobState.DONE) for id in found]
+
+    # -- ends --
+
+    def collect(self, ids: Sequence[str]) -> Sequence[JobInfo]:
+        """How these have ended, from what they have written and from the scheduler's records, for all at once."""
+        now = time.monotonic()
+        todo = {id: self._held[id] for id in ids if id in self._held}
+        for held in todo.values():
+            held.since = held.since or now
+        ends = {id: self.place.end(held.key) for id, held in todo.items()}
+        waiting = sum(map(len, self._living.values())) - len(todo)
+        patience = max(LOOK[0], min(PER_JOB * waiting, ASK[1]))
+        if now - self._accounted < (LOOK[0] if len(todo) >= TOGETHER else patience):
+            return []
+        self._accounted = now
+        try:
+            accounts = self._accounts(todo)
+        except WflError as error:
+            log.info("%s: the records of ends cannot be had now: %s", self.name, error)
+            accounts = {}
+        found = []
+        for id, held in todo.items():
+            end, account = ends[id], accounts.get(id)
+            late = self._rung == self.scheduler.rungs or now - held.since > USAGE
+            if (account is not None and account.over) or (end is not None and late):
+                found.append(self._ended(id, held, account))
+        return found
+
+    def _ended(self, id: str, held: Held, account: Account | None) -> JobInfo:
+        """The whole end of one job."""
+        end = self.place.end(held.key)
+        info = account.info if account is not None else JobInfo()
+        cause = account.cause if account is not None else held.cause
+        words = info.annotation
+        status = account.exit_status if account is not None else None
+        signal = _signal_name(account.signal) if account is not None and account.signal else None
+        more: dict[str, Any] = {}
+        if end is not None:
+            if end.refused is not None:
+                return self._over(
+                    id, ended(id, sub_state="launch_failure", annotation=end.refused, finish_time=end.time)
+                )
+            status, signal = end.status, _signal_of(end)
+            words = end.unsaved or words
+            more = {
+                "finish_time": _finer(info.finish_time, end.time),
+                "dispatch_time": _finer(
+                    info.dispatch_time, end.time - end.wallclock if end.wallclock is not None else None
+                ),
+                "wallclock_time": end.wallclock or info.wallclock_time,
+                "cpu_time": info.cpu_time or end.cpu,
+                "allocated_machines": info.allocated_machines or ((end.host,) if end.host else None),
+            }
+        elif cause is None and status is None and signal is None:
+            words = self.place.log(held.key) or words or "the job left no record of its end, and the scheduler has none"
+            cause = "lost"
+        if signal is None and status is None and cause not in ("lost", "launch_failure") and self._ran(held, info):
+            signal = "SIGKILL"  # what schedulers end a job with that does not end by itself
+        if signal is not None and (status is None or status == 0):
+            status = None
+        values = {name: value for name, value in _values(info).items() if name not in ("id", "state", "annotation")}
+        return self._over(
+            id,
+            ended(
+                id,
+                exit_status=status,
+                signal_name=signal,
+                sub_state=cause,
+                incomplete=bool(end and end.unsaved),
+                annotation=words,
+                **{**values, **more},
+            ),
+        )
+
+    def _ran(self, held: Held, info: JobInfo) -> bool:
+        return held.started or info.dispatch_time is not None or self.place.began(held.key) is not None
+
+    def _over(self, id: str, info: JobInfo) -> JobInfo:
+        with self._lock:
+            for living in self._living.values():
+                living.discard(id)
+        return info
+
+    def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
+        """What the scheduler's records say of these; nothing where it keeps none."""
+        wanted = sorted({self._held[id].array or id for id in ids})
+        since = self.place.since({self._held[id].entry.key for id in ids})
+        found: dict[str, Account] = {}
+        while self._rung < self.scheduler.rungs:
+            try:
+                for part in _parts(wanted):
+                    for command in self.scheduler.records(part, _user(), self._rung, since):
+                        for account in self.scheduler.accounts(self._answer(command), self._rung):
+                            found[self._id(account)] = account
+            except DeniedByDrmsError as error:
+                log.info("%s keeps no such records: %s", self.name, error)
+                self._rung += 1
+            else:
+                break
+        return found
+
+    def _described(self, ids: Sequence[str], read: Callable[[str], Mapping[str, str]]) -> dict[str, str]:
+        """What descriptions say of these, where the scheduler has such."""
+        found: dict[str, str] = {}
+        for part in _parts(ids):
+            command = self.scheduler.describe(part)
+            if command is not None:
+                found |= read(self._answer(command))
+        return found
+
+    def _answer(self, command: Command) -> str:
+        """What a question is answered with, also where some of the jobs in it are not known any more."""
+        return self.commands.run(command, despite=self.scheduler.partly)
+
+    def _id(self, account: Account) -> str:
+        return account.id if account.number is None else self.scheduler.element(account.id, account.number)
+
+    # -- finding again --
+
+    def find(self, known: Sequence[Known]) -> Answer:
+        """By what is written down of each submission; what has no id there is looked for in the scheduler's list."""
+        entries: dict[str, Entry | None] = {}
+        for one in known:
+            key = one.key.partition(".")[0]
+            if key not in entries:
+                entries[key] = self.place.entry(key)
+            if entries[key] is None and one.key != key:  # an element that was submitted by itself
+                entries[one.key] = self.place.entry(one.key)
+        unanswered = {}
+        for key, entry in entries.items():
+            if entry is not None:
+                ids = self.place.accepted(key)
+                self._hold(entry, ids)
+                if len(ids) < len(entry.waves or [None]):
+                    unanswered[key] = entry
+        if unanswered:
+            self._search(unanswered)
+        there = {one.key: id for one in known if (id := self._by_key.get(one.key)) is not None}
+        for one in known:
+            if one.info is not None and one.info.state.started and one.key in there:
+                self._held[there[one.key]].started = True
+        infos, gone = self._where(there)
+        return Answer(infos=infos, gone=[*gone, *(one.key for one in known if one.key not in there)])
+
+    def _search(self, entries: Mapping[str, Entry]) -> None:
+        """Those of which no answer was read: by the key that the scheduler's list shows."""
+        there = list(self.scheduler.seen(self._answer(self.scheduler.search(_user()))))
+        listed = {seen.key: seen.id for seen in there if seen.key is not None}
+        listed |= self._described(sorted({seen.id for seen in there if seen.key is None}), self.scheduler.keys)
+        for key, entry in entries.items():
+            ids = self.place.accepted(key)
+            ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
+            ids |= self._left_word(entry)
+            if ids:
+                self.place.accept(key, ids)
+                self._hold(entry, ids)
+            else:
+                self.place.forget(key)  # should it come late, it finds nothing to do
+
+    def _left_word(self, entry: Entry) -> dict[int, str]:
+        """The ids that elements of each part have written into the records of their ends."""
+        found: dict[int, str] = {}
+        for part in range(len(entry.waves or [None])):
+            ends = (self.place.end(held.key) for _, held in self._members(entry, part, ""))
+            word = next((end.id for end in ends if end is not None and end.id), None)
+            if word is not None:
+                found[part] = word
+        return found
+
+    def _where(self, there: Mapping[str, str]) -> tuple[list[JobInfo], list[str]]:
+        """Where these are now; and the keys of those that nobody knows."""
+        keys = {id: key for key, id in there.items()}
+        if not keys:
+            return [], []
+        for id in keys:
+            self._held[id].state = None
+        infos, gone = self._query(set(keys))
+        named = [info.replace(extensions={**info.extensions, "key": keys[str(info.id)]}) for info in infos]
+        return named, [keys[id] for id in gone]
+
+    def remembered(self) -> Sequence[Known]:
+        """What all programs have submitted in this session and nobody has reaped."""
+        found: list[Known] = []
+        for entry in self.place.entries():
+            if entry.key.rpartition("-")[0] in self._programs:
+                continue
+            for index in [None] if entry.indexes is None else entry.indexes:
+                key = entry.key if index is None else f"{entry.key}.{index}"
+                found.append(
+                    Known(key, None, entry.template, job_id=entry.job_id, index=entry.index if index is None else index)
+                )
+        return found
+
+    # -- control --
+
+    def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
+        """In bulk; what the scheduler says of a failure is said of all that were in that command."""
+        failures: dict[str, WflError] = {}
+        for part in _parts(ids):
+            try:
+                self._order(self._grouped(part), action)
+            except DrmCommunicationError:
+                raise
+            except WflError as error:
+                if len(part) == 1:
+                    failures[part[0]] = self._failure(error)
+                else:  # some may have ended, which is no reason to leave out the others
+                    for id in part:
+                        failures.update(self.control([id], action))
+        self._expect()
+        done = [id for id in ids if id not in failures]
+        if action in _ENDING:
+            for id in done:
+                self._held[id].ending = True
+        self._tell(done, action)
+        return failures
+
+    def _order(self, ids: Sequence[str], action: Action) -> None:
+        """Tell the scheduler to do it to all of these."""
+        commands = self.scheduler.control(ids, action)
+        for command in commands:  # of several one does what another cannot, as with what has not begun
+            despite = self.scheduler.unknown if len(commands) > 1 and action in _ENDING else None
+            undone = self.scheduler.undone(self.commands.run(command, despite=despite))
+            if undone is not None:
+                raise DeniedByDrmsError(f"{self.name}: {undone}")
+
+    def _grouped(self, ids: Sequence[str]) -> list[str]:
+        """The same jobs in fewer words: an array whose living elements are all meant stands for them."""
+        members: dict[str, list[str]] = {}
+        for id in ids:
+            members.setdefault(self._held[id].array or id, []).append(id)
+        living = {id for ids in self._living.values() for id in ids}
+        alive: dict[str, int] = {}
+        for id in living:
+            array = self._held[id].array
+            if array is not None and array in members:
+                alive[array] = alive.get(array, 0) + 1
+        return [one for array, some in members.items() for one in ([array] if len(some) == alive.get(array) else some)]
+
+    def _failure(self, error: WflError) -> WflError:
+        return InvalidStateError(str(error)) if self.scheduler.unknown(str(error)) else error
+
+    def _tell(self, ids: Sequence[str], action: Action) -> None:
+        """The state that follows, before the scheduler shows it."""
+        state = {
+            Action.SUSPEND: JobState.SUSPENDED,
+            Action.RESUME: JobState.RUNNING,
+            Action.HOLD: JobState.QUEUED_HELD,
+            Action.RELEASE: JobState.QUEUED,
+        }.get(action)
+        if state is not None:
+            for id in ids:
+                self._held[id].state = None
+            self._report([fact(id=id, state=state) for id in ids])
+
+    # -- output --
+
+    def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
+        """From the file that the job writes."""
+        held = self._held.get(id)
+        if held is None:
+            raise InvalidStateError(f"{id}: its output was removed")
+        path = self._output(held, stream)
+        if path is None:
+            return b"", True
+        if path == "/dev/null":
+            raise UnsupportedOperationError(f"{id}: its output was sent to /dev/null")
+        if not os.path.exists(path) and self.place.entry(held.entry.key) is not None:
+            return b"", True  # it has not begun
+        return read_part(path, offset, limit)
+
+    def _output(self, held: Held, stream: Stream) -> str | None:
+        template = held.entry.template
+        if stream == "stderr" and (
+            template.join_files or (template.output_path and template.output_path == template.error_path)
+        ):
+            return None
+        given = template.output_path if stream == "stdout" else template.error_path
+        if not given:
+            return self.place.path("out" if stream == "stdout" else "err", held.key)
+        given = given.replace(INDEX, held.key.rpartition(".")[2])
+        return os.path.join(template.working_directory or "/", given)
+
+    def reap(self, ids: Sequence[str]) -> None:
+        """Remove what the jobs have left."""
+        for id in ids:
+            held = self._held.pop(id, None)
+            if held is None:
+                continue
+            with self._lock:  # a job that another program saw end
+                for living in self._living.values():
+                    living.discard(id)
+            self._by_key.pop(held.key, None)
+            self.place.forget(held.key)
+            if held.array is not None:
+                self._left[held.entry.key] -= 1
+                if not self._left[held.entry.key]:
+                    del self._left[held.entry.key]
+                    self.place.forget(held.entry.key)
+
+    # -- the end --
+
+    def close(self, *, end: bool) -> None:
+        """Leave everything to the scheduler; or end it all, and leave nothing behind that no store tells of."""
+        if not end:
+            self.ending.goodbye()
+            return
+        with self._lock:
+            living = [(id, self._held[id]) for ids in self._living.values() for id in ids]
+        own = {held.array or id for id, held in living if self.ending.is_own(held.entry.key)}
+        self.ending.close(sorted(own))
+
+    def _cancel(self, ids: Sequence[str]) -> None:
+        cancel(self.scheduler, ids, self.commands)
+
+    def how_to_cancel(self, ids: Collection[str]) -> str:
+        """In the scheduler's own words, too."""
+        known = dict.fromkeys(held.array or id for id in ids if (held := self._held.get(id)) is not None)
+        theirs = f", or {how_to_cancel(self.scheduler, list(known))}" if known else ""
+        return super().how_to_cancel(ids) + theirs
+
+    def abandon(self) -> None:
+        """In a forked child: the helper must see the end of the program that owns it."""
+        self.ending.abandon()
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What would be run: the scheduler's command line, and the script that it is given."""
+
+    command: tuple[str, ...]
+    script: str
+
+    def __str__(self) -> str:
+        import shlex
+
+        return f"{shlex.join(self.command)}\n\n{self.script}"
+
+
+def _parts(ids: Sequence[str]) -> list[Sequence[str]]:
+    """As many as fit on one command line."""
+    return [ids[start : start + IDS] for start in range(0, len(ids), IDS)]
+
+
+def _settled(template: JobTemplate) -> JobTemplate:
+    """With absolute directories: the job's own is another than the program's."""
+    where = os.path.abspath(template.working_directory or ".")
+    changes: dict[str, Any] = {"working_directory": where}
+    for field in ("input_path", "output_path", "error_path"):
+        path = getattr(template, field)
+        if path and not os.path.isabs(path):
+            changes[field] = os.path.join(where, path)
+    return template.replace(**changes)
+
+
+def _signal_of(end: Any) -> str | None:
+    """The signal behind a status over 128, if it was one."""
+    if end.status is None or end.status <= 128:  # noqa: PLR2004 - a shell's 128 + N
+        return None
+    name = _signal_name(end.status - 128)
+    silent = name in _UNSAID or (end.shell == "bash" and name == "SIGTERM")
+    return name if end.said or silent else None
+
+
+def _signal_name(number: int) -> str | None:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
+def _finer(coarse: datetime | None, fine: datetime | None) -> datetime | None:
+    """The scheduler's time, which has whole seconds; or the file system's, if the two clocks agree."""
+    if coarse is None or fine is None:
+        return coarse or fine
+    return fine if abs(fine - coarse) < _SAME else coarse
+
+
+def _values(info: JobInfo) -> dict[str, Any]:
+    return {name: value for name in info.__struct_fields__ if (value := getattr(info, name)) not in (None, (), {})}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,0 +1,422 @@
+"""Slurm, by sbatch, squeue, sacct, scontrol and scancel."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from wfl.backend import Action
+from wfl.contexts.batch.context import BatchContext
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, job_name, later, native
+from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobInfo, JobState, SubState, fact
+from wfl.errors import UnsupportedAttributeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from wfl.contexts.batch.scheduler import Command, Job
+    from wfl.drmaa2 import JobTemplate
+
+_STATES = {
+    "PENDING": JobState.QUEUED,
+    "REQUEUED": JobState.REQUEUED,
+    "REQUEUE_FED": JobState.REQUEUED,
+    "REQUEUE_HOLD": JobState.REQUEUED_HELD,
+    "SPECIAL_EXIT": JobState.REQUEUED_HELD,
+    "RESV_DEL_HOLD": JobState.QUEUED_HELD,
+    "CONFIGURING": JobState.RUNNING,
+    "RUNNING": JobState.RUNNING,
+    "COMPLETING": JobState.RUNNING,
+    "RESIZING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "STAGE_OUT": JobState.RUNNING,
+    "STOPPED": JobState.SUSPENDED,
+    "SUSPENDED": JobState.SUSPENDED,
+    "COMPLETED": JobState.DONE,
+}
+"""What is not listed has ended, and not well (squeue(1), "Job State Codes")."""
+_CAUSES: dict[str, SubState] = {
+    "BOOT_FAIL": "node_failure",
+    "CANCELLED": "cancelled",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "timeout",
+}
+_HELD = ("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
+_QUIET = {"None", "Priority", "Resources", ""}
+"""Reasons for waiting that go without saying."""
+_LIST = "%i|%T|%V|%S|%C|%P|%N|%k|%r"
+_RECORD = "JobID,State,ExitCode,Submit,Start,End,ElapsedRaw,TotalCPU,MaxRSS,AllocCPUS,Partition,NodeList,Reason"
+_KEY = re.compile(r"wfl:([^|\s]+)")
+_DOWN = (
+    "unable to contact", "timed out", "connection refused", "communication", "zero bytes", "connection reset",
+    "temporarily unavailable", "not responding", "database is down", "problem talking", "connect failure",
+    "unable to connect", "broken pipe", "protocol authentication", "backup controller",
+)  # fmt: skip
+_OVER = (
+    "invalid job id",
+    "already complet",
+    "no longer pending",
+    "job has finished",
+    "not running",
+    "no longer running",
+)
+_EXTENSIONS = {
+    "constraint": "--constraint",
+    "dependency": "--dependency",
+    "exclude": "--exclude",
+    "gpus": "--gpus",
+    "licenses": "--licenses",
+    "memory_per_cpu": "--mem-per-cpu",
+    "nodes": "--nodes",
+    "qos": "--qos",
+    "signal": "--signal",
+    "tasks": "--ntasks",
+    "tasks_per_node": "--ntasks-per-node",
+}
+
+
+class Slurm(Scheduler):
+    """Slurm 20.02 and later."""
+
+    name = "slurm"
+    fields = frozenset(
+        {
+            "rerunnable", "email", "email_on_started", "email_on_terminated", "reservation_id", "queue_name",
+            "min_slots", "max_slots", "priority", "candidate_machines", "min_phys_memory", "start_time",
+            "accounting_id",
+        }
+    )  # fmt: skip
+    extensions = frozenset({*_EXTENSIONS, "exclusive"})
+    capabilities = frozenset(
+        {
+            Capability.START_TIME, Capability.MAX_PARALLEL, Capability.BULK_JOBS_MAXPARALLEL, Capability.JT_EMAIL,
+            Capability.JT_ACCOUNTINGID, Capability.ADVANCE_RESERVATION, Capability.PEAK_MEMORY,
+        }
+    )  # fmt: skip
+    # Times are seconds since 1970, lists of elements are not cut short, and what a user has set up for his own eyes
+    # changes no answer.
+    answers = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"} | dict.fromkeys(
+        (
+            "SQUEUE_ACCOUNT", "SQUEUE_ARRAY", "SQUEUE_NAMES", "SQUEUE_PARTITION", "SQUEUE_QOS", "SQUEUE_SORT",
+            "SQUEUE_STATES", "SQUEUE_USERS", "SACCT_FORMAT", "SACCT_FEDERATION",
+        ),
+        "",
+    )  # fmt: skip
+    id = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
+    number = "SLURM_ARRAY_TASK_ID"
+    # All of the command's environment goes to the job: it has to be next to none. (With --export=NIL or NONE each job
+    # begins with a login of its own on its node, which takes a third of a second and more.)
+    passed = ("SLURM_CONF", "SBATCH_")
+    lowest = 0
+    rungs = 2
+
+    def submit(self, job: Job) -> Command:
+        """`sbatch`; the script sees to directory, environment and streams."""
+        template = job.template
+        return [
+            "sbatch",
+            "--parsable",
+            f"--job-name={job_name(template, job.entry.key)}",
+            f"--comment=wfl:{job.key}",
+            f"--output={job.log}",
+            "--open-mode=append",
+            "--chdir=/",
+            "--export=ALL",
+            "--requeue" if template.rerunnable else "--no-requeue",
+            *_array(job),
+            *_resources(template),
+            *_wishes(template),
+            *native(template),
+            job.script,
+        ]
+
+    def accepted(self, output: str) -> str:
+        """`ID` or `ID;CLUSTER`."""
+        return output.strip().splitlines()[-1].partition(";")[0]
+
+    def query(self, user: str) -> Command:
+        """One question for all, with what has ended in the last minutes."""
+        return ["squeue", "--noheader", "--states=all", f"--user={user}", f"--format={_LIST}"]
+
+    def seen(self, output: str) -> Iterator[Seen]:
+        """A line is a job, an element, or all waiting elements of an array: `12_[3-9:2,20%4]`."""
+        for line in output.splitlines():
+            parts = line.split("|", 7)
+            if len(parts) == 8:  # noqa: PLR2004 - a line that was cut is no answer
+                yield _seen(*parts)
+
+    def accounting(self, ids: Sequence[str], user: str, rung: int) -> Sequence[Command]:
+        """From slurmdbd; where there is none, from the controller, which remembers for some minutes (MinJobAge)."""
+        del user
+        if rung:
+            return [["scontrol", "--oneliner", "show", "job"]]
+        return [["sacct", "--noheader", "--parsable2", "--noconvert", f"--jobs={','.join(ids)}", f"--format={_RECORD}"]]
+
+    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+        """The job's line, with the memory that its steps have on theirs."""
+        return _from_controller(output) if rung else _from_database(output)
+
+    def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:
+        """`scancel` asks with SIGTERM, and kills after KillWait; a kill of the batch shell ends the job at once."""
+        if action is Action.TERMINATE:
+            return [["scancel", *ids]]
+        if action is Action.KILL:
+            return [["scancel", "--batch", "--signal=KILL", *ids]]
+        verb = {Action.SUSPEND: "suspend", Action.RESUME: "resume", Action.HOLD: "hold", Action.RELEASE: "release"}
+        return [["scontrol", verb[action], ",".join(ids)]]
+
+    def limits(self) -> Command:
+        """The configuration has MaxArraySize."""
+        return ["scontrol", "show", "config"]
+
+    def most(self, output: str) -> int | None:
+        """One less than MaxArraySize (slurm.conf(5))."""
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", output, re.MULTILINE)
+        return int(found[1]) - 1 if found else None
+
+    def down(self, words: str) -> bool:
+        """The controller, the database or munge do not answer."""
+        low = words.lower()
+        return any(text in low for text in _DOWN)
+
+    def unknown(self, words: str) -> bool:
+        """It has ended."""
+        low = words.lower()
+        return any(text in low for text in _OVER)
+
+
+def _array(job: Job) -> list[str]:
+    if job.wave is None:
+        return []
+    numbers = job.wave.numbers
+    text = f"{numbers[0]}-{numbers[-1]}" + (f":{numbers.step}" if numbers.step != 1 and len(numbers) > 1 else "")
+    limit = f"%{job.entry.max_parallel}" if job.entry.max_parallel else ""
+    return [f"--array={text}{limit}", *([f"--dependency=afterany:{job.after}"] if job.after else [])]
+
+
+def _resources(template: JobTemplate) -> list[str]:
+    found = []
+    slots, most = template.min_slots, template.max_slots
+    if most is not None and most != (slots or most):
+        raise UnsupportedAttributeError("slurm gives a fixed number of slots: let max_slots be min_slots, or unset")
+    if slots or most:
+        found += [f"--cpus-per-task={slots or most}"]
+    if template.min_phys_memory:
+        found += [f"--mem={template.min_phys_memory}K"]
+    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
+    if limit is not None:  # Slurm counts minutes; to the second it is the session that ends it
+        found += [f"--time={max(1, math.ceil(limit / 60))}"]
+    if template.candidate_machines:
+        if len(template.candidate_machines) > 1:
+            words = (
+                "slurm's --nodelist means all of them: give one candidate_machines, or extensions constraint, exclude"
+            )
+            raise UnsupportedAttributeError(words)
+        found += [f"--nodelist={template.candidate_machines[0]}"]
+    given = {option: extension(template, name) for name, option in _EXTENSIONS.items()}
+    found += [f"{option}={value}" for option, value in given.items() if value is not None]
+    if given["--dependency"] is not None:  # else it would wait for ever for what cannot happen any more
+        found += ["--kill-on-invalid-dep=yes"]
+    if extension(template, "exclusive") == "true":
+        found += ["--exclusive"]
+    return found
+
+
+def _wishes(template: JobTemplate) -> list[str]:
+    found = []
+    for option, value in (
+        ("--partition", template.queue_name),
+        ("--account", template.accounting_id),
+        ("--reservation", template.reservation_id),
+        ("--nice", -template.priority if template.priority else None),
+        ("--mail-user", ",".join(template.email or ())),
+    ):
+        if value:
+            found += [f"{option}={value}"]
+    mails = [
+        *(["BEGIN"] if template.email_on_started else []),
+        *(["END", "FAIL"] if template.email_on_terminated else []),
+    ]
+    if mails:
+        found += [f"--mail-type={','.join(mails)}"]
+    if template.submit_as_hold:
+        found += ["--hold"]
+    if template.start_time:
+        found += [f"--begin={later(template.start_time, seconds=1):%Y-%m-%dT%H:%M:%S}"]
+    return found
+
+
+def _seen(  # noqa: PLR0917 - the columns
+    id: str, name: str, submitted: str, start: str, cpus: str, queue: str, nodes: str, rest: str
+) -> Seen:
+    comment, _, reason = rest.rpartition("|")
+    state = _STATES.get(name, JobState.FAILED)
+    if state is JobState.QUEUED and (reason in _HELD or "held" in reason.lower()):
+        state = JobState.REQUEUED_HELD if "requeued" in reason else JobState.QUEUED_HELD
+    base, _, numbers = id.partition("_")
+    key = _KEY.search(comment)
+    begun = state.started
+    info = fact(
+        state=state,
+        submission_time=_time(submitted),
+        dispatch_time=_time(start) if begun else None,
+        queue_name=queue or None,
+        slots=int(cpus) if cpus.isdigit() and begun else None,
+        allocated_machines=_machines(nodes) if begun else None,
+        annotation=None if begun or reason in _QUIET else reason,
+    )
+    return Seen(base, _numbers(numbers), info, key[1] if key else None, _CAUSES.get(name) if state.ended else None)
+
+
+def _numbers(text: str) -> list[range] | None:
+    """`3`, or `[1-5,7,10-20:5%2]`; None for a job that is no array."""
+    if not text:
+        return None
+    found = []
+    for part in text.strip("[]").partition("%")[0].split(","):
+        begin, _, rest = part.partition("-")
+        end, _, step = rest.partition(":")
+        found.append(range(int(begin), int(end or begin) + 1, int(step or 1)))
+    return found
+
+
+def _from_database(output: str) -> Iterator[Account]:
+    jobs: dict[str, list[str]] = {}
+    memory: dict[str, int] = {}
+    for line in output.splitlines():
+        parts = line.split("|", 12)
+        if len(parts) < 13:  # noqa: PLR2004 - a line that was cut is no answer
+            continue
+        id, _, step = parts[0].partition(".")
+        if not step:
+            jobs[id] = parts
+        if parts[8]:
+            memory[id] = max(memory.get(id, 0), _kib(parts[8]))
+    for id, parts in jobs.items():
+        base, _, number = id.partition("_")
+        if number and not number.isdigit():  # elements that still wait
+            continue
+        _, state, code, submitted, start, end, elapsed, cpu, _, cpus, queue, nodes, reason = parts
+        yield _account(
+            base,
+            number,
+            state,
+            code,
+            reason,
+            fact(
+                submission_time=_time(submitted),
+                dispatch_time=_time(start),
+                finish_time=_time(end),
+                wallclock_time=timedelta(seconds=int(elapsed)) if elapsed.isdigit() else None,
+                cpu_time=_duration(cpu),
+                slots=int(cpus) if cpus.isdigit() else None,
+                queue_name=queue or None,
+                allocated_machines=_machines(nodes),
+                extensions=FrozenDict({"ru_maxrss": str(memory[id])} if memory.get(id) else {}),
+            ),
+        )
+
+
+def _from_controller(output: str) -> Iterator[Account]:
+    for line in output.splitlines():
+        said = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "JobId" not in said or not said.get("ArrayTaskId", "0").isdigit():
+            continue
+        number = said.get("ArrayTaskId", "")
+        yield _account(
+            str(said.get("ArrayJobId", said["JobId"]) if number else said["JobId"]),
+            number,
+            said.get("JobState", ""),
+            said.get("ExitCode", ""),
+            said.get("Reason", ""),
+            fact(
+                submission_time=_time(said.get("SubmitTime", "")),
+                dispatch_time=_time(said.get("StartTime", "")),
+                finish_time=_time(said.get("EndTime", "")),
+                slots=int(said["NumCPUs"]) if said.get("NumCPUs", "").isdigit() else None,
+                queue_name=said.get("Partition") or None,
+                allocated_machines=_machines(said.get("NodeList", "")),
+            ),
+        )
+
+
+def _account(id: str, number: str, state: str, code: str, reason: str, info: JobInfo) -> Account:  # noqa: PLR0917
+    name = state.partition(" ")[0]
+    status, _, signal = code.partition(":")
+    words = state if reason in _QUIET else f"{state}: {reason}"
+    cause: SubState | None = _CAUSES.get(name)
+    if reason == "JobLaunchFailure" and name == "FAILED":  # with OverMemoryKill that is what Slurm calls it
+        cause = "launch_failure" if not int(signal or 0) else None
+    never_ran = info.dispatch_time is None or not info.allocated_machines
+    if never_ran:  # what it calls the start is when it was cancelled
+        info = info.replace(dispatch_time=None)
+    return Account(
+        id,
+        int(number) if number else None,
+        exit_status=None if never_ran or cause else int(status or 0),
+        signal=int(signal or 0) or None,
+        cause=cause,
+        info=info.replace(annotation=None if name in ("COMPLETED", "FAILED") and reason in _QUIET else words),
+        over=_STATES.get(name, JobState.FAILED).ended,
+    )
+
+
+def _time(text: str) -> datetime | None:
+    return datetime.fromtimestamp(int(text), UTC) if text.isdigit() and int(text) else None
+
+
+def _duration(text: str) -> timedelta | None:
+    """`[DD-[HH:]]MM:SS[.mmm]`."""
+    if not text:
+        return None
+    days, _, rest = text.rpartition("-")
+    seconds = 0.0
+    for part in rest.split(":"):
+        seconds = 60 * seconds + float(part)
+    return timedelta(days=int(days or 0), seconds=seconds)
+
+
+def _kib(text: str) -> int:
+    """`1234`, bytes, or with a letter behind."""
+    units = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
+    if text[-1:] in units:
+        return int(float(text[:-1]) * units[text[-1]])
+    return int(float(text)) // 1024
+
+
+def _machines(text: str) -> tuple[str, ...] | None:
+    """Slurm's list of nodes, such as `a,n[1-3,07-09]x`."""
+    if not text or text.startswith(("None", "(null)", "Unknown")):
+        return None
+    found: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        head, bracket, rest = part.partition("[")
+        if not bracket:
+            found.append(part)
+            continue
+        numbers, _, tail = rest.partition("]")
+        for one in numbers.split(","):
+            begin, _, end = one.partition("-")
+            found += [f"{head}{n:0{len(begin)}}{tail}" for n in range(int(begin), int(end or begin) + 1)]
+    return tuple(found)
+
+
+class SlurmContext(BatchContext):
+    """Run each job through Slurm's commands, on a machine that can submit jobs.
+
+    Besides the settings of every context of a cluster (see `BatchContext`), extensions of a template: nodes, tasks,
+    tasks_per_node, gpus, memory_per_cpu, qos, constraint, exclude, exclusive, licenses, dependency, signal (such as
+    "USR1@60": a signal so many seconds before the limit of time), inherit_environment, and native: options as sbatch
+    takes them.
+    """
+
+    name = "slurm"
+
+    def scheduler(self) -> Scheduler:
+        """Slurm's language."""
+        return Slurm()
