@@ -162,11 +162,13 @@ class Slurm(Scheduler):
         return _from_controller(output) if rung else _from_database(output)
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:
-        """`scancel` asks with SIGTERM, and kills after KillWait; a kill of the batch shell ends the job at once."""
-        if action is Action.TERMINATE:
+        """`scancel` asks with SIGTERM, and kills after the site's KillWait.
+
+        To send SIGKILL instead reaches the batch shell alone, and where processes are not tracked by cgroups its
+        children live on.
+        """
+        if action in (Action.TERMINATE, Action.KILL):
             return [["scancel", *ids]]
-        if action is Action.KILL:
-            return [["scancel", "--batch", "--signal=KILL", *ids]]
         verb = {Action.SUSPEND: "suspend", Action.RESUME: "resume", Action.HOLD: "hold", Action.RELEASE: "release"}
         return [["scontrol", verb[action], ",".join(ids)]]
 

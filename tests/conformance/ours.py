@@ -219,8 +219,8 @@ _GRID_ENGINE: dict[str, Any] = {
     },
 }
 
-SLURM = _cluster("slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext")
-SLURM_PLAIN = _cluster("slurm-plain", "slurm-plain", "wfl.contexts.batch.slurm:SlurmContext")
+SLURM = _cluster("slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM")
+SLURM_PLAIN = _cluster("slurm-plain", "slurm-plain", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM")
 GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE)
 DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
 
