@@ -241,7 +241,8 @@ def test_kill_found(site: Site, program: Start, store: Path, again: Callable[[],
     assert program(source, store, "detach").wait() == 0
     job = only(again()).kill().wait(site.within(30))
     assert job.errors == []
-    assert (job.state, job.info().terminating_signal) == (JobState.FAILED, site.killed)
+    (info,) = job.infos()
+    assert (info.state, info.terminating_signal) == (JobState.FAILED, site.killed)
 
 
 @needs(*DETACHED, Capability.SUSPEND)
