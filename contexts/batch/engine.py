@@ -65,9 +65,9 @@ CAPABILITIES = frozenset(
         Capability.NATIVE_ARRAYS, Capability.REATTACH, Capability.DETACH, Capability.RUSAGE, Capability.JT_STAGING,
     }
 )  # fmt: skip
-PER_JOB = 0.02
-"""Seconds between two questions for each job that has not ended: with 1,000 jobs one every 20 s."""
-TOGETHER = 250
+PER_JOB = 0.03
+"""Seconds between two questions for each job that has not ended: with 1,000 jobs one every 30 s."""
+TOGETHER = 400
 """Ends whose records are asked for at once, though there are more to come."""
 ASK = (1.0, 30.0)
 """Seconds between two questions to the scheduler: the first, and the longest; jobs tell the rest in their files."""
@@ -222,8 +222,8 @@ class BatchBackend(Backend):
                 self._cancel(list(ids.values()))
                 raise type(error)(f"{error}; the parts of the array before that were cancelled") from error
             self.place.accept(entry.key, ids)
-        self._expect()
         found = self._hold(entry, ids)
+        self._expect()
         self.ending.after(entry.key)
         if entry.template.submit_as_hold:
             self._report([fact(id=id, state=JobState.QUEUED_HELD) for id in found])
@@ -307,7 +307,8 @@ class BatchBackend(Backend):
     def _expect(self) -> None:
         """Something was submitted: the scheduler is asked soon."""
         with self._lock:
-            self._pause, self._asked = ASK[0], min(self._asked, time.monotonic())
+            living = sum(map(len, self._living.values()))
+            self._pause, self._asked = max(ASK[0], min(PER_JOB * living, ASK[1])), time.monotonic()
 
     # -- asking --
 
@@ -316,9 +317,8 @@ class BatchBackend(Backend):
         wanted = {id for id in ids if id in self._held}  # others are still to be found by their keys
         found = self._look(wanted)
         gone: list[str] = []
-        left = len(wanted) - len(found)
         now = time.monotonic()
-        if left and now - self._asked >= max(self._pause, min(PER_JOB * left, ASK[1])):
+        if len(found) < len(wanted) and now - self._asked >= self._pause:
             self._asked = now
             told, gone = self._query(wanted - {info.id or "" for info in found})
             self._pause = min(self._pause * SLOWER, ASK[1])
@@ -435,8 +435,9 @@ class BatchBackend(Backend):
             held.since = held.since or now
         ends = {id: self.place.end(held.key) for id, held in todo.items()}
         waiting = sum(map(len, self._living.values())) - len(todo)
-        patience = max(LOOK[0], min(PER_JOB * waiting, ASK[1]))
-        if now - self._accounted < (LOOK[0] if len(todo) >= TOGETHER else patience):
+        oldest = min((held.since for held in todo.values()), default=now)
+        enough = not waiting or len(todo) >= TOGETHER or now - oldest >= min(PER_JOB * waiting, ASK[1])
+        if not enough or now - self._accounted < LOOK[0]:
             return []
         self._accounted = now
         try:
