@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -304,10 +305,10 @@ class BatchBackend(Backend):
         for number in wave.numbers:
             yield self.scheduler.element(id, number), Held(entry, f"{entry.key}.{wave.first + wave.step * number}", id)
 
-    def _expect(self) -> None:
-        """Something was submitted: the scheduler is asked soon."""
+    def _expect(self, *, soon: bool = False) -> None:
+        """Something was submitted or done: the scheduler is asked before long."""
         with self._lock:
-            living = sum(map(len, self._living.values()))
+            living = 0 if soon else sum(map(len, self._living.values()))
             self._pause, self._asked = max(ASK[0], min(PER_JOB * living, ASK[1])), time.monotonic()
 
     # -- asking --
@@ -365,11 +366,12 @@ class BatchBackend(Backend):
             known = self._ended_elsewhere(missing)
             found += known
             missing -= {info.id or "" for info in known}
-        gone = []
+        gone, now = [], time.monotonic()
         for id in sorted(missing):
             held = self._held[id]
             late = self._long_missing(held)
-            if (late or held.ending) and self.scheduler.silent and not self._ran(held, JobInfo()):
+            soon = held.ending and (self.scheduler.silent or now - held.missing > USAGE)
+            if (soon or (late and self.scheduler.silent)) and not self._ran(held, JobInfo()):
                 words = "it was deleted before it began"
                 found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
             elif late:
@@ -381,7 +383,7 @@ class BatchBackend(Backend):
         if not ids:
             return []
         reasons = self._described(sorted({self._held[id].array or id for id in ids}), self.scheduler.reasons)
-        cancel(self.scheduler, self._grouped(ids), self.commands)
+        cancel(self.scheduler, list(self._grouped(ids)), self.commands)
         found = []
         for id in ids:
             words = reasons.get(id) or reasons.get(self._held[id].array or id) or f"{self.name} could not start it"
@@ -621,20 +623,13 @@ class BatchBackend(Backend):
     # -- control --
 
     def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
-        """In bulk; what the scheduler says of a failure is said of all that were in that command."""
+        """In bulk; what the scheduler says of a failure is said of all that it was told in one word."""
         failures: dict[str, WflError] = {}
-        for part in _parts(ids):
-            try:
-                self._order(self._grouped(part), action)
-            except DrmCommunicationError:
-                raise
-            except WflError as error:
-                if len(part) == 1:
-                    failures[part[0]] = self._failure(error)
-                else:  # some may have ended, which is no reason to leave out the others
-                    for id in part:
-                        failures.update(self.control([id], action))
-        self._expect()
+        grouped = self._grouped(ids)
+        for part in _parts(list(grouped)):
+            for one, error in self._ordered(part, action).items():
+                failures |= dict.fromkeys(grouped[one], error)
+        self._expect(soon=True)
         done = [id for id in ids if id not in failures]
         if action in _ENDING:
             for id in done:
@@ -651,18 +646,31 @@ class BatchBackend(Backend):
             if undone is not None:
                 raise DeniedByDrmsError(f"{self.name}: {undone}")
 
-    def _grouped(self, ids: Sequence[str]) -> list[str]:
+    def _ordered(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
+        """Tell the scheduler, each by itself where it refuses all together: some may have ended; the failures."""
+        try:
+            self._order(ids, action)
+        except DrmCommunicationError:
+            raise
+        except WflError as error:
+            if len(ids) == 1:
+                return {ids[0]: self._failure(error)}
+            failures: dict[str, WflError] = {}
+            for id in ids:
+                failures |= self._ordered([id], action)
+            return failures
+        return {}
+
+    def _grouped(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """The same jobs in fewer words: an array whose living elements are all meant stands for them."""
         members: dict[str, list[str]] = {}
         for id in ids:
             members.setdefault(self._held[id].array or id, []).append(id)
-        living = {id for ids in self._living.values() for id in ids}
-        alive: dict[str, int] = {}
-        for id in living:
-            array = self._held[id].array
-            if array is not None and array in members:
-                alive[array] = alive.get(array, 0) + 1
-        return [one for array, some in members.items() for one in ([array] if len(some) == alive.get(array) else some)]
+        living = Counter(self._held[id].array or id for ids in self._living.values() for id in ids)
+        found: dict[str, list[str]] = {}
+        for one, some in members.items():
+            found |= {one: some} if len(some) >= living[one] else {id: [id] for id in some}
+        return found
 
     def _failure(self, error: WflError) -> WflError:
         return InvalidStateError(str(error)) if self.scheduler.unknown(str(error)) else error

@@ -301,50 +301,44 @@ def _from_database(output: str) -> Iterator[Account]:
             memory[id] = max(memory.get(id, 0), _kib(parts[8]))
     for id, parts in jobs.items():
         base, _, number = id.partition("_")
-        if number and not number.isdigit():  # elements that still wait
-            continue
         _, state, code, submitted, start, end, elapsed, cpu, _, cpus, queue, nodes, reason = parts
-        yield _account(
-            base,
-            number,
-            state,
-            code,
-            reason,
-            fact(
-                submission_time=_time(submitted),
-                dispatch_time=_time(start),
-                finish_time=_time(end),
-                wallclock_time=timedelta(seconds=int(elapsed)) if elapsed.isdigit() else None,
-                cpu_time=_duration(cpu),
-                slots=int(cpus) if cpus.isdigit() else None,
-                queue_name=queue or None,
-                allocated_machines=_machines(nodes),
-                extensions=FrozenDict({"ru_maxrss": str(memory[id])} if memory.get(id) else {}),
-            ),
+        info = fact(
+            submission_time=_time(submitted),
+            dispatch_time=_time(start),
+            finish_time=_time(end),
+            wallclock_time=timedelta(seconds=int(elapsed)) if elapsed.isdigit() else None,
+            cpu_time=_duration(cpu),
+            slots=int(cpus) if cpus.isdigit() else None,
+            queue_name=queue or None,
+            allocated_machines=_machines(nodes),
+            extensions=FrozenDict({"ru_maxrss": str(memory[id])} if memory.get(id) else {}),
         )
+        for one in _each(number):
+            yield _account(base, one, state, code, reason, info)
 
 
 def _from_controller(output: str) -> Iterator[Account]:
     for line in output.splitlines():
         said = dict(re.findall(r"(\w+)=(\S*)", line))
-        if "JobId" not in said or not said.get("ArrayTaskId", "0").isdigit():
+        if "JobId" not in said:
             continue
-        number = said.get("ArrayTaskId", "")
-        yield _account(
-            str(said.get("ArrayJobId", said["JobId"]) if number else said["JobId"]),
-            number,
-            said.get("JobState", ""),
-            said.get("ExitCode", ""),
-            said.get("Reason", ""),
-            fact(
-                submission_time=_time(said.get("SubmitTime", "")),
-                dispatch_time=_time(said.get("StartTime", "")),
-                finish_time=_time(said.get("EndTime", "")),
-                slots=int(said["NumCPUs"]) if said.get("NumCPUs", "").isdigit() else None,
-                queue_name=said.get("Partition") or None,
-                allocated_machines=_machines(said.get("NodeList", "")),
-            ),
+        numbers = said.get("ArrayTaskId", "")
+        info = fact(
+            submission_time=_time(said.get("SubmitTime", "")),
+            dispatch_time=_time(said.get("StartTime", "")),
+            finish_time=_time(said.get("EndTime", "")),
+            slots=int(said["NumCPUs"]) if said.get("NumCPUs", "").isdigit() else None,
+            queue_name=said.get("Partition") or None,
+            allocated_machines=_machines(said.get("NodeList", "")),
         )
+        id = str(said.get("ArrayJobId", said["JobId"]) if numbers else said["JobId"])
+        for one in _each(numbers):
+            yield _account(id, one, said.get("JobState", ""), said.get("ExitCode", ""), said.get("Reason", ""), info)
+
+
+def _each(numbers: str) -> list[str]:
+    """An element's number by itself; all that were ended while they waited are one record."""
+    return [numbers] if not numbers or numbers.isdigit() else [str(n) for some in _numbers(numbers) or () for n in some]
 
 
 def _account(id: str, number: str, state: str, code: str, reason: str, info: JobInfo) -> Account:  # noqa: PLR0917
