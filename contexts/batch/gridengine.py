@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobState, fact
+from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -492,7 +492,7 @@ def _account(said: Mapping[str, str]) -> Account:
             queue_name=said.get("qname") if started else None,
             allocated_machines=(said["hostname"],) if started and said.get("hostname") else (),
             annotation=f"failed {failed}: {words.strip()}" if failed not in (0, _ASSUMED) else None,
-            extensions={name: str(int(value)) for name, value in memory.items() if value >= 1},
+            extensions=FrozenDict({name: str(int(value)) for name, value in memory.items() if value >= 1}),
         ),
         over=failed not in _AGAIN,
     )

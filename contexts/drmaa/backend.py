@@ -139,8 +139,8 @@ class DrmaaBackend(BatchBackend):
         self._attend()
         return found
 
-    def _expect(self) -> None:
-        super()._expect()
+    def _expect(self, *, soon: bool = False) -> None:
+        super()._expect(soon=soon)
         self._rounds = ROUND[0]
         self._wake.set()
 
