@@ -53,7 +53,7 @@ def settings_of(url: str | None) -> dict[str, Any]:
             client = Client(settings)
             try:
                 client.info()
-                there = client.has_image(IMAGE)
+                tags = [tag for image in client.images() for tag in image.get("RepoTags") or ()]
             finally:
                 client.close()
         except ImportError as error:
@@ -62,7 +62,7 @@ def settings_of(url: str | None) -> dict[str, Any]:
             lacking(f"no container daemon answers: {error}")
         finally:
             gc.collect()
-    if not there:
+    if not any(tag == IMAGE or tag.endswith(f"/{IMAGE}") for tag in tags):
         lacking(f"the image {IMAGE} is not there")
     return settings
 

@@ -238,14 +238,6 @@ class Client:
         found: list[dict[str, Any]] = self._ask("GET", "images/json")
         return found
 
-    def has_image(self, image: str) -> bool:
-        """Whether it is there."""
-        try:
-            self._ask("GET", f"images/{image}/json")
-        except NotThereError:
-            return False
-        return True
-
     def pull(self, image: str, platform: str | None) -> None:
         """Fetch an image, with the credentials of the context or of the docker configuration."""
         repository, tag = parse_repository_tag(image)

@@ -238,8 +238,8 @@ def why(url: str, tls: dict[str, Any] | None = None) -> str:
 
 
 @contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """A server that is no daemon: it says something to each and closes."""
+def answering(answer: bytes, heard: list[bytes] | None = None) -> Iterator[str]:
+    """A server that is no daemon: it says something to each and closes; what it `heard` is put there."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -249,7 +249,9 @@ def answering(answer: bytes) -> Iterator[str]:
                 except OSError:
                     return
                 with peer:
-                    peer.recv(1 << 16)
+                    request = peer.recv(1 << 16)
+                    if heard is not None:
+                        heard.append(request)
                     peer.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -288,6 +290,24 @@ def test_no_daemon(answer: bytes) -> None:
     """A web server that is no daemon."""
     with answering(answer) as url:
         assert why(url).startswith("what answers there is no daemon of containers (HTTP ")
+
+
+def test_headers_of_the_configuration(home: Path) -> None:
+    """HTTP headers that the docker configuration names go with every request, from the first one on."""
+    pytest.importorskip("docker")
+    from wfl.contexts.containers.client import Client
+
+    (home / "config.json").write_text(json.dumps({"HttpHeaders": {"X-Gate": "open"}}))
+    body, heard = b'{"ApiVersion": "1.41"}', list[bytes]()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    with answering(answer, heard) as url:
+        client = Client(client_of(url, None, 10.0, None))
+        client.info()
+        client.start("one")
+        client.close()
+    paths = [request.split(b" ")[1] for request in heard]
+    assert paths == [b"/_ping", b"/version", b"/v1.41/info", b"/v1.41/containers/one/start"]
+    assert all(b"\r\nX-Gate: open\r\n" in request for request in heard)
 
 
 def test_no_http() -> None:
