@@ -3,6 +3,16 @@ base=$(./environment.sh "$name")
 base=${base#SLURM_CONF=} base=${base%/slurm.conf}
 . ./cluster.sh
 
+tracking() { # the lines that say how a job's processes are followed: by cgroups where these can be made here
+    if ! [ -w /sys/fs/cgroup/memory ] || ! [ -w /sys/fs/cgroup/freezer ]; then
+        printf '%s\n' ProctrackType=proctrack/linuxproc TaskPlugin=task/none JobAcctGatherParams=OverMemoryKill
+        return
+    fi
+    printf '%s\n' ProctrackType=proctrack/cgroup TaskPlugin=task/cgroup
+    printf '%s\n' CgroupPlugin=cgroup/v1 CgroupAutomount=no CgroupMountpoint=/sys/fs/cgroup ConstrainRAMSpace=yes \
+        >"$base/cgroup.conf"
+}
+
 write_conf() { # write_conf PORT : slurm.conf, with the lines of the standard input; slurmd has the next port
     local host
     host=$(hostname -s) port=$1
@@ -23,8 +33,6 @@ SlurmctldPidFile=$base/run/slurmctld.pid
 SlurmdPidFile=$base/run/slurmd.pid
 SlurmctldLogFile=$base/log/slurmctld.log
 SlurmdLogFile=$base/log/slurmd.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 MpiDefault=none
 MailProg=/bin/true
 SwitchType=switch/none
@@ -44,7 +52,6 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=100
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
 PriorityType=priority/basic
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL

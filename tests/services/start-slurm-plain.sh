@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A second Slurm, which keeps no records and takes arrays of at most 1,000 elements; see environment.sh for what its
-# clients need.
+# A second Slurm, which keeps no records, takes arrays of at most 1,000 elements and follows processes without cgroups;
+# see environment.sh for what its clients need.
 set -euo pipefail
 cd "$(dirname "$0")"
 name=slurm-plain
@@ -12,6 +12,9 @@ write_conf 16827 <<END
 MaxArraySize=1001
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherParams=OverMemoryKill
 END
 start_munged
 start_slurm

@@ -46,6 +46,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort=16819
 AccountingStoragePass=$base/run/munge.sock
+$(tracking)
 END
 start_munged
 start_slurmdbd 16819
