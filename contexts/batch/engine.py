@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections import Counter
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +22,7 @@ from wfl.backend import INDEX, Action, Answer, Backend, Known, Limits, Submissio
 from wfl.contexts.batch import script
 from wfl.contexts.batch.command import Commands
 from wfl.contexts.batch.ending import Ending, cancel, how_to_cancel
+from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import Entry, Place, Wave, read_part
 from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, extension
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
@@ -37,7 +37,6 @@ from wfl.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
     from pathlib import Path
 
     from wfl.backend import Outcome, Report, Stream
@@ -81,9 +80,6 @@ GONE = 30.0
 """Seconds after which a job that is in no list and no record is called gone."""
 IDS = 500
 """Ids on one command line."""
-_SAME = timedelta(seconds=2)
-_UNSAID = frozenset({"SIGINT", "SIGPIPE"})
-"""Signals of which a shell says nothing."""
 _ENDING = (Action.TERMINATE, Action.KILL)
 
 
@@ -371,7 +367,7 @@ class BatchBackend(Backend):
             held = self._held[id]
             late = self._long_missing(held)
             soon = held.ending and (self.scheduler.silent or now - held.missing > USAGE)
-            if (soon or (late and self.scheduler.silent)) and not self._ran(held, JobInfo()):
+            if (soon or (late and self.scheduler.silent)) and not self._began(held):
                 words = "it was deleted before it began"
                 found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
             elif late:
@@ -457,52 +453,14 @@ class BatchBackend(Backend):
 
     def _ended(self, id: str, held: Held, account: Account | None) -> JobInfo:
         """The whole end of one job."""
-        end = self.place.end(held.key)
-        info = account.info if account is not None else JobInfo()
-        cause = account.cause if account is not None else held.cause
-        words = info.annotation
-        status = account.exit_status if account is not None else None
-        signal = _signal_name(account.signal) if account is not None and account.signal else None
-        more: dict[str, Any] = {}
-        if end is not None:
-            if end.refused is not None:
-                return self._over(
-                    id, ended(id, sub_state="launch_failure", annotation=end.refused, finish_time=end.time)
-                )
-            status, signal = end.status, _signal_of(end)
-            words = end.unsaved or words
-            more = {
-                "finish_time": _finer(info.finish_time, end.time),
-                "dispatch_time": _finer(
-                    info.dispatch_time, end.time - end.wallclock if end.wallclock is not None else None
-                ),
-                "wallclock_time": end.wallclock or info.wallclock_time,
-                "cpu_time": info.cpu_time or end.cpu,
-                "allocated_machines": info.allocated_machines or ((end.host,) if end.host else None),
-            }
-        elif cause is None and status is None and signal is None:
-            words = self.place.log(held.key) or words or "the job left no record of its end, and the scheduler has none"
-            cause = "lost"
-        if signal is None and status is None and cause not in ("lost", "launch_failure") and self._ran(held, info):
-            signal = "SIGKILL"  # what schedulers end a job with that does not end by itself
-        if signal is not None and (status is None or status == 0):
-            status = None
-        values = {name: value for name, value in _values(info).items() if name not in ("id", "state", "annotation")}
-        return self._over(
-            id,
-            ended(
-                id,
-                exit_status=status,
-                signal_name=signal,
-                sub_state=cause,
-                incomplete=bool(end and end.unsaved),
-                annotation=words,
-                **{**values, **more},
-            ),
+        own = self.place.end(held.key)
+        info = how_it_ended(
+            id, own, account, cause=held.cause, began=self._began(held), words=lambda: self.place.log(held.key)
         )
+        return self._over(id, info)
 
-    def _ran(self, held: Held, info: JobInfo) -> bool:
-        return held.started or info.dispatch_time is not None or self.place.began(held.key) is not None
+    def _began(self, held: Held) -> bool:
+        return held.started or self.place.began(held.key) is not None
 
     def _over(self, id: str, info: JobInfo) -> JobInfo:
         with self._lock:
@@ -785,35 +743,6 @@ def _settled(template: JobTemplate) -> JobTemplate:
         if path and not os.path.isabs(path):
             changes[field] = os.path.join(where, path)
     return template.replace(**changes)
-
-
-def _signal_of(end: Any) -> str | None:
-    """The signal behind a status over 128, if it was one."""
-    if end.status is None or end.status <= 128:  # noqa: PLR2004 - a shell's 128 + N
-        return None
-    name = _signal_name(end.status - 128)
-    silent = name in _UNSAID or (end.shell == "bash" and name == "SIGTERM")
-    return name if end.said or silent else None
-
-
-def _signal_name(number: int) -> str | None:
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return None
-
-
-def _finer(coarse: datetime | None, fine: datetime | None) -> datetime | None:
-    """The scheduler's time, which has whole seconds; or the file system's, if the two clocks agree."""
-    if coarse is None or fine is None:
-        return coarse or fine
-    return fine if abs(fine - coarse) < _SAME else coarse
-
-
-def _values(info: JobInfo) -> dict[str, Any]:
-    return {name: value for name in info.__struct_fields__ if (value := getattr(info, name)) not in (None, (), {})}
 
 
 def _user() -> str:
