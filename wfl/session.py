@@ -293,7 +293,7 @@ class JobSession:
             self._submit(records, submit)
             return
         ready = [record for record in records if self._acceptable(record) and self._prepare(record)]
-        self._submit(ready, check_store=True)
+        self._submit(ready, submit if len(ready) == len(records) else None, check_store=True)
 
     def _waits(self, template: JobTemplate) -> bool:
         return bool(template.submit_as_hold or template.start_time or template.deadline_time)
@@ -341,6 +341,7 @@ class JobSession:
         with self._lock:
             if self._closed is not None:
                 return  # what waits is taken over by the next program, or ended by close()
+            whole = len(records)
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
@@ -351,6 +352,8 @@ class JobSession:
                 except WflError as error:
                     self._put_back(records, error)
                     return
+            if len(records) < whole:  # some of an array have ended meanwhile: the others are submitted one by one
+                submit = None
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))

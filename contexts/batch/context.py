@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from wfl.context import Context
+from wfl.context import Context, check_session_name
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from wfl.backend import Backend
     from wfl.contexts.batch.engine import BatchBackend, Preview
     from wfl.contexts.batch.scheduler import Scheduler
+    from wfl.contexts.drmaa import DrmaaContext
 
 
 class BatchContext(Context):
@@ -42,8 +42,12 @@ class BatchContext(Context):
         **settings: Any,
     ) -> None:
         super().__init__(detach=detach, **settings)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
         if not timeout > 0:
             raise InvalidArgumentError(f"timeout is {timeout!r}, expected seconds above 0")
+        if environment is not None and not isinstance(environment, Mapping):
+            raise TypeError(f"environment is {environment!r} ({type(environment).__name__}), expected a dict")
         self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
         self.timeout, self.inherit_environment = float(timeout), inherit_environment
         self.environment = dict(environment or {})
@@ -56,11 +60,8 @@ class BatchContext(Context):
     def scheduler(self) -> Scheduler:
         """The scheduler's language."""
 
-    def backend(self) -> Backend:
+    def backend(self) -> BatchBackend:
         """A new backend; nothing is contacted before the first job."""
-        return self._backend()
-
-    def _backend(self) -> BatchBackend:
         from wfl.contexts.batch.engine import BatchBackend
 
         return BatchBackend(
@@ -82,4 +83,19 @@ class BatchContext(Context):
         """
         merged = template.merged_with(self.default_template)
         numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
-        return self._backend().preview(merged, numbers, max_parallel)
+        return self.backend().preview(merged, numbers, max_parallel)
+
+
+def clean(session_name: str, context: BatchContext | DrmaaContext) -> int:
+    """End all jobs that programs have left behind in a session, and remove what is kept of it.
+
+    Returns how many jobs and arrays had not ended. `context` tells the scheduler and the directory. Those of a program
+    that is still at work in this session end too. The scheduler is told to end them; this does not wait until it has.
+    Raises DrmCommunicationError, and leaves all as it is, where the scheduler does not answer.
+    """
+    from wfl.contexts.batch.ending import end_session
+
+    chosen = copy(context)
+    chosen.session_name = check_session_name(session_name)
+    backend = chosen.backend()
+    return end_session(backend.client, backend.place)

@@ -6,25 +6,22 @@ Scripts whose `job` file is gone refuse to start (script.py): so these files go 
 from __future__ import annotations
 
 import base64
-import getpass
 import json
 import logging
 import os
 import pickle
-import shlex
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from wfl.backend import Action
-from wfl.contexts.batch.command import Commands
+from wfl.contexts.batch.client import Client
 from wfl.contexts.batch.place import Place
 from wfl.contexts.undertaker import Undertaker, until_none_is_left
-from wfl.errors import DeniedByDrmsError, InvalidSessionError, WflError
+from wfl.errors import InvalidSessionError, WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from wfl.contexts.batch.scheduler import Scheduler
 
@@ -32,10 +29,6 @@ log = logging.getLogger("wfl")
 
 ANSWER = 20.0
 """Seconds that a command may take at the end, if it may not take less at any time."""
-IDS = 500
-"""Ids on one command line."""
-SHOWN = 5
-"""Ids in a line for people."""
 _AWAY = "~"
 
 
@@ -114,7 +107,8 @@ class Ending:
         try:
             for program in helpers:
                 _put_away(self._place, program)
-            cancel(self._scheduler, ids, _commands(self._scheduler, self._environment, min(self._timeout, ANSWER)))
+            timeout = min(self._timeout, ANSWER)
+            Client(self._scheduler, environment=self._environment, timeout=timeout).cancel(ids)
         except BaseException as error:
             for helper in helpers.values():
                 helper.take_over()
@@ -145,20 +139,6 @@ class Ending:
                 helper.abandon()
 
 
-def cancel(scheduler: Scheduler, ids: Sequence[str], commands: Commands) -> None:
-    """Kill these; raises where there is no answer. One that has ended is as it should be."""
-    for start in range(0, len(ids), IDS):
-        for command in scheduler.control(ids[start : start + IDS], Action.KILL):
-            with suppress(DeniedByDrmsError):
-                commands.run(command)
-
-
-def how_to_cancel(scheduler: Scheduler, ids: Sequence[str]) -> str:
-    """The scheduler's own command for a person to type, with the first ids of many."""
-    command = shlex.join(scheduler.control(ids[:SHOWN], Action.TERMINATE)[0])
-    return f"{command} … (and {len(ids) - SHOWN} more)" if len(ids) > SHOWN else command
-
-
 def end_all(
     scheduler: str, place: str, program: str, *, environment: Mapping[str, str], keep: bool, late: float
 ) -> None:
@@ -172,20 +152,19 @@ def end_all(
         return
     _put_away(where, program)
     ids, unheard = _submitted(where, program)
-    commands = _commands(speaks, environment, ANSWER)
+    client = Client(speaks, environment=environment, timeout=ANSWER)
     patience = time.monotonic() + late
 
     def attempt() -> tuple[int, bool]:
         living: dict[str, None] = {}
-        question = speaks.search(user()) if unheard else speaks.query(user())
-        for seen in speaks.seen(commands.run(question, despite=speaks.partly)):
+        for seen in client.jobs_with_keys() if unheard else client.jobs():
             key = seen.key or ""
             if seen.id in ids or key.rpartition("-")[0] == program:
                 unheard.pop(key, None)
                 ids.add(seen.id)
                 if not seen.info.state.ended:
                     living[seen.id] = None
-        cancel(speaks, list(living), commands)
+        client.cancel(list(living))
         waits = bool(unheard) and time.monotonic() < patience
         return len(living) + waits, False
 
@@ -196,8 +175,36 @@ def end_all(
                 where.forget(key)  # it never ran
 
 
-def _commands(scheduler: Scheduler, environment: Mapping[str, str], timeout: float) -> Commands:
-    return Commands(scheduler.name, site=environment, answers=scheduler.answers, down=scheduler.down, timeout=timeout)
+def end_session(client: Client, place: Place) -> int:
+    """End all jobs of all programs, and leave nothing of them; how many jobs and arrays had not ended.
+
+    Where the scheduler cannot be told, everything is as it was.
+    """
+    programs = place.programs()
+    for program in programs:
+        _put_away(place, program)
+    try:
+        living = _living(client, place, programs) if programs else []
+        client.cancel(living)
+    except BaseException:
+        for program in programs:
+            _leave(place, program, keep=True)
+        raise
+    for program in programs:
+        _leave(place, program, keep=False)
+    place.remove()
+    return len(living)
+
+
+def _living(client: Client, place: Place, programs: Collection[str]) -> list[str]:
+    """The jobs and arrays of these programs that have not ended."""
+    ids = {id for program in programs for id in _submitted(place, program)[0]}
+    found: dict[str, None] = {}
+    for seen in client.jobs_with_keys():
+        theirs = seen.id in ids or (seen.key or "").rpartition("-")[0] in programs
+        if theirs and not seen.info.state.ended:
+            found[seen.id] = None
+    return list(found)
 
 
 def _submitted(place: Place, program: str) -> tuple[set[str], dict[str, None]]:
@@ -238,11 +245,3 @@ def _leave(place: Place, program: str, *, keep: bool) -> None:
         else:
             os.rename(root, f"{root}{_AWAY}")  # a shell that just writes its last words finds it no more
             place.remove(f"{program}{_AWAY}")
-
-
-def user() -> str:
-    """Whose jobs these are."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -7,7 +7,6 @@ the more rarely the more there are, and its records for what has ended: why, whe
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import threading
@@ -20,14 +19,13 @@ from msgspec import structs
 
 from wfl.backend import INDEX, Action, Answer, Backend, Known, Limits, Submission, ended
 from wfl.contexts.batch import script
-from wfl.contexts.batch.command import Commands
-from wfl.contexts.batch.ending import Ending, cancel, how_to_cancel
+from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
+from wfl.contexts.batch.ending import Ending
 from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import Entry, Place, Wave, read_part
 from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, extension
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
-    DeniedByDrmsError,
     DrmCommunicationError,
     InvalidArgumentError,
     InvalidStateError,
@@ -36,11 +34,11 @@ from wfl.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from wfl.backend import Outcome, Report, Stream
-    from wfl.contexts.batch.scheduler import Command, Scheduler, Seen
+    from wfl.contexts.batch.scheduler import Scheduler, Seen
     from wfl.drmaa2 import JobTemplate
 
 log = logging.getLogger("wfl")
@@ -78,9 +76,14 @@ USAGE = 5.0
 """Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
 GONE = 30.0
 """Seconds after which a job that is in no list and no record is called gone."""
-IDS = 500
-"""Ids on one command line."""
-_ENDING = (Action.TERMINATE, Action.KILL)
+
+_DONE = {
+    Action.SUSPEND: {JobState.SUSPENDED},
+    Action.RESUME: {JobState.RUNNING},
+    Action.HOLD: {JobState.QUEUED_HELD, JobState.REQUEUED_HELD, JobState.RUNNING, JobState.SUSPENDED},
+    Action.RELEASE: {JobState.QUEUED, JobState.REQUEUED, JobState.RUNNING, JobState.SUSPENDED},
+}
+"""The states of jobs that have done what they were told."""
 
 
 class Held:
@@ -121,9 +124,7 @@ class BatchBackend(Backend):
         self.capabilities = (CAPABILITIES | scheduler.capabilities) - scheduler.lacks
         self.limits = Limits(requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=60.0)
         self.scheduler = scheduler
-        self.commands = Commands(
-            scheduler.name, site=environment, answers=scheduler.answers, down=scheduler.down, timeout=timeout
-        )
+        self.client = Client(scheduler, environment=environment, timeout=timeout)
         self._session_name, self._inherit = session_name, inherit
         self.place = Place(directory, session_name)
         self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
@@ -134,9 +135,6 @@ class BatchBackend(Backend):
         self._living: dict[str, set[str]] = {}  # by program: ids that have not ended
         self._asked = self._accounted = -ASK[1]
         self._pause = ASK[0]
-        self._most: int | None = None
-        self._most_known = False
-        self._rung = 0  # of the scheduler's kinds of records: the first that can be had
         self._programs: set[str] = set()
 
     # -- before anything is started --
@@ -228,12 +226,7 @@ class BatchBackend(Backend):
 
     def _send(self, job: Job) -> str:
         """Hand one job, or one wave of an array, to the scheduler; its id."""
-        seen = self.commands.environment(None if job.inherit else self.scheduler.passed)
-        command = self.scheduler.submit(job)
-        try:
-            return self.scheduler.accepted(self.commands.run(command, seen))
-        except DeniedByDrmsError as error:
-            raise DeniedByDrmsError(f"{error} (asked for: {' '.join(command[1:-1])})") from error
+        return self.client.submit(job)
 
     def _jobs(self, entry: Entry) -> list[Job]:
         path, words = self.place.path("script", entry.key), self.place.path("log", entry.key)
@@ -259,6 +252,7 @@ class BatchBackend(Backend):
             step=step,
             login=login,
             reserved=scheduler.reserved,
+            passed_on=scheduler.passed_on(entry.template),
         )
 
     def _waves(self, indexes: range) -> list[Wave]:
@@ -271,11 +265,8 @@ class BatchBackend(Backend):
         return [Wave(range(lowest, lowest + len(part)), part.start - lowest * part.step, part.step) for part in parts]
 
     def _highest(self) -> int | None:
-        if not self._most_known:
-            command = self.scheduler.limits()
-            self._most = None if command is None else self.scheduler.most(self.commands.run(command))
-            self._most_known = True
-        return self._most
+        """The highest number that an array's element may have; None: no limit."""
+        return self.client.highest()
 
     def _hold(self, entry: Entry, ids: Mapping[int, str]) -> list[str]:
         """Know from now on what the scheduler has."""
@@ -343,11 +334,10 @@ class BatchBackend(Backend):
 
     def _query(self, wanted: set[str]) -> tuple[list[JobInfo], list[str]]:
         """What the scheduler's list says of these, as far as it is new; and those that nobody knows any more."""
-        output = self._answer(self.scheduler.query(_user()))
         found: list[JobInfo] = []
         there: set[str] = set()
         stuck: list[str] = []
-        for seen in self.scheduler.seen(output):
+        for seen in self.client.jobs():
             for id in self._ids(seen):
                 if id in wanted:
                     self._held[id].missing = 0.0
@@ -378,8 +368,8 @@ class BatchBackend(Backend):
         """Delete what the scheduler holds and will not run; their ends, with its reasons."""
         if not ids:
             return []
-        reasons = self._described(sorted({self._held[id].array or id for id in ids}), self.scheduler.reasons)
-        cancel(self.scheduler, list(self._grouped(ids)), self.commands)
+        reasons = self.client.reasons(sorted({self._held[id].array or id for id in ids}))
+        self._cancel(list(self._grouped(ids)))
         found = []
         for id in ids:
             words = reasons.get(id) or reasons.get(self._held[id].array or id) or f"{self.name} could not start it"
@@ -446,7 +436,7 @@ class BatchBackend(Backend):
         found = []
         for id, held in todo.items():
             end, account = ends[id], accounts.get(id)
-            late = self._rung == self.scheduler.rungs or now - held.since > USAGE
+            late = not self.client.keeps_records or now - held.since > USAGE
             if (account is not None and account.over) or (end is not None and late):
                 found.append(self._ended(id, held, account))
         return found
@@ -471,36 +461,7 @@ class BatchBackend(Backend):
     def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
         """What the scheduler's records say of these; nothing where it keeps none."""
         wanted = sorted({self._held[id].array or id for id in ids})
-        since = self.place.since({self._held[id].entry.key for id in ids})
-        found: dict[str, Account] = {}
-        while self._rung < self.scheduler.rungs:
-            try:
-                for part in _parts(wanted):
-                    for command in self.scheduler.records(part, _user(), self._rung, since):
-                        for account in self.scheduler.accounts(self._answer(command), self._rung):
-                            found[self._id(account)] = account
-            except DeniedByDrmsError as error:
-                log.info("%s keeps no such records: %s", self.name, error)
-                self._rung += 1
-            else:
-                break
-        return found
-
-    def _described(self, ids: Sequence[str], read: Callable[[str], Mapping[str, str]]) -> dict[str, str]:
-        """What descriptions say of these, where the scheduler has such."""
-        found: dict[str, str] = {}
-        for part in _parts(ids):
-            command = self.scheduler.describe(part)
-            if command is not None:
-                found |= read(self._answer(command))
-        return found
-
-    def _answer(self, command: Command) -> str:
-        """What a question is answered with, also where some of the jobs in it are not known any more."""
-        return self.commands.run(command, despite=self.scheduler.partly)
-
-    def _id(self, account: Account) -> str:
-        return account.id if account.number is None else self.scheduler.element(account.id, account.number)
+        return self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
 
     # -- finding again --
 
@@ -531,9 +492,7 @@ class BatchBackend(Backend):
 
     def _search(self, entries: Mapping[str, Entry]) -> None:
         """Those of which no answer was read: by the key that the scheduler's list shows."""
-        there = list(self.scheduler.seen(self._answer(self.scheduler.search(_user()))))
-        listed = {seen.key: seen.id for seen in there if seen.key is not None}
-        listed |= self._described(sorted({seen.id for seen in there if seen.key is None}), self.scheduler.keys)
+        listed = {seen.key: seen.id for seen in self.client.jobs_with_keys()}
         for key, entry in entries.items():
             ids = self.place.accepted(key)
             ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
@@ -584,40 +543,28 @@ class BatchBackend(Backend):
         """In bulk; what the scheduler says of a failure is said of all that it was told in one word."""
         failures: dict[str, WflError] = {}
         grouped = self._grouped(ids)
-        for part in _parts(list(grouped)):
-            for one, error in self._ordered(part, action).items():
-                failures |= dict.fromkeys(grouped[one], error)
+        for one, error in ordered(list(grouped), action, self._order, self.scheduler.unknown).items():
+            failures |= dict.fromkeys(grouped[one], error)
+        failures = self._undone(failures, action)
         self._expect(soon=True)
         done = [id for id in ids if id not in failures]
-        if action in _ENDING:
+        if action in ENDING:
             for id in done:
                 self._held[id].ending = True
         self._tell(done, action)
         return failures
 
+    def _undone(self, failures: dict[str, WflError], action: Action) -> dict[str, WflError]:
+        """Without those to which it was done: what an array is told some elements may do where others cannot."""
+        states = _DONE.get(action)
+        if states is None or all(self._held[id].array is None for id in failures):
+            return failures
+        done = {id for seen in self.client.jobs() if seen.info.state in states for id in self._ids(seen)}
+        return {id: error for id, error in failures.items() if id not in done}
+
     def _order(self, ids: Sequence[str], action: Action) -> None:
         """Tell the scheduler to do it to all of these."""
-        commands = self.scheduler.control(ids, action)
-        for command in commands:  # of several one does what another cannot, as with what has not begun
-            despite = self.scheduler.unknown if len(commands) > 1 and action in _ENDING else None
-            undone = self.scheduler.undone(self.commands.run(command, despite=despite))
-            if undone is not None:
-                raise DeniedByDrmsError(f"{self.name}: {undone}")
-
-    def _ordered(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
-        """Tell the scheduler, each by itself where it refuses all together: some may have ended; the failures."""
-        try:
-            self._order(ids, action)
-        except DrmCommunicationError:
-            raise
-        except WflError as error:
-            if len(ids) == 1:
-                return {ids[0]: self._failure(error)}
-            failures: dict[str, WflError] = {}
-            for id in ids:
-                failures |= self._ordered([id], action)
-            return failures
-        return {}
+        self.client.order(ids, action)
 
     def _grouped(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """The same jobs in fewer words: an array whose living elements are all meant stands for them."""
@@ -629,9 +576,6 @@ class BatchBackend(Backend):
         for one, some in members.items():
             found |= {one: some} if len(some) >= living[one] else {id: [id] for id in some}
         return found
-
-    def _failure(self, error: WflError) -> WflError:
-        return InvalidStateError(str(error)) if self.scheduler.unknown(str(error)) else error
 
     def _tell(self, ids: Sequence[str], action: Action) -> None:
         """The state that follows, before the scheduler shows it."""
@@ -704,7 +648,7 @@ class BatchBackend(Backend):
         self.ending.close(sorted(own))
 
     def _cancel(self, ids: Sequence[str]) -> None:
-        cancel(self.scheduler, ids, self.commands)
+        self.client.cancel(ids)
 
     def how_to_cancel(self, ids: Collection[str]) -> str:
         """In the scheduler's own words, too."""
@@ -729,11 +673,6 @@ class Preview(msgspec.Struct, frozen=True):
         return f"{shlex.join(self.command)}\n\n{self.script}"
 
 
-def _parts(ids: Sequence[str]) -> list[Sequence[str]]:
-    """As many as fit on one command line."""
-    return [ids[start : start + IDS] for start in range(0, len(ids), IDS)]
-
-
 def _settled(template: JobTemplate) -> JobTemplate:
     """With absolute directories: the job's own is another than the program's."""
     where = os.path.abspath(template.working_directory or ".")
@@ -743,10 +682,3 @@ def _settled(template: JobTemplate) -> JobTemplate:
         if path and not os.path.isabs(path):
             changes[field] = os.path.join(where, path)
     return template.replace(**changes)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -133,6 +133,10 @@ class Place:
                 if entry is not None:
                     yield entry
 
+    def programs(self) -> list[str]:
+        """The programs that worked in this session, and of which something is left."""
+        return [name for name in _names(self.root) if not name.endswith("~")]
+
     def listed(self, kind: Kind, program: str) -> set[str]:
         """The keys of this program that have a file of this kind."""
         return {f"{program}-{name}" for name in _names(f"{self.root}/{program}/{kind}") if not name.endswith("~")}

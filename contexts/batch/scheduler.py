@@ -183,6 +183,11 @@ class Scheduler(ABC):
         del output
         return {}
 
+    def passed_on(self, template: JobTemplate) -> str | None:
+        """The signal that this scheduler sends to the script's shell alone, which has to pass it on; None: no such."""
+        del template
+        return None
+
     def limits(self) -> Command | None:
         """The command that tells how many elements an array may have; None where there is no limit to ask for."""
         return None

@@ -49,13 +49,23 @@ def script(
     step: int = 1,
     login: bool = False,
     reserved: Iterable[int] = (),
+    passed_on: str | None = None,
 ) -> str:
     """The whole script for one job, or for an array whose elements find their number in the variable `number`.
 
     An element's index is `first + step * number`; `id` is what a shell there finds its id by. The script
-    itself never ends with one of the statuses `reserved`.
+    itself never ends with one of the statuses `reserved`. `passed_on`: a signal that reaches the script's shell alone.
     """
     template = entry.template
+    lines = [
+        "(",
+        *_surroundings(template),
+        f"exec {'$wfl_env ' if passed_on else ''}{_command(template)} {_streams(template)}",
+        ")",
+        'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
+        *_stage_out(template),
+        *_end(reserved),
+    ]
     return "\n".join(
         [
             f"#!/bin/sh{' -l' if login else ''}",
@@ -63,16 +73,35 @@ def script(
             f'wfl_id="{id}"',
             *_beginning(entry, place, number, first, step),
             *_environment(template),
-            "(",
-            *_surroundings(template),
-            f"exec {_command(template)} {_streams(template)}",
-            ")",
-            'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
-            *_stage_out(template),
-            *_end(reserved),
+            *(_passing_on(passed_on, lines) if passed_on else lines),
             "",
         ]
     )
+
+
+def _passing_on(signal: str, lines: Iterable[str]) -> list[str]:
+    """The same beside a shell that gives a signal to its whole process group.
+
+    A shell that has a command in its foreground would do that after the command's end only; commands in the background
+    begin with SIGINT and SIGQUIT ignored, which `env` can undo.
+    """
+    again = "--default-signal=INT,QUIT"
+    return [
+        f"wfl_env=; env {again} true 2>/dev/null && wfl_env='env {again}'",
+        "{",
+        f"trap : {_SIGNALS} {signal}",
+        *lines,
+        "} &",
+        f"wfl_pass_on() {{ wfl_again=yes; trap '' {signal}; kill -s {signal} 0; trap wfl_pass_on {signal}; }}",
+        f"trap wfl_again=yes {_SIGNALS}",
+        f"trap wfl_pass_on {signal}",
+        "wfl_again=yes wfl_status=",
+        'while [ "$wfl_again" = yes ]; do',
+        'wfl_again=no; wait "$!"; wfl_now=$?',
+        '[ "$wfl_now" = 127 ] && [ -n "$wfl_status" ] || wfl_status=$wfl_now',  # it was waited for already
+        "done",
+        'exit "$wfl_status"',
+    ]
 
 
 def quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, job_name, later, native
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobInfo, JobState, SubState, fact
-from wfl.errors import UnsupportedAttributeError
+from wfl.errors import InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +64,10 @@ _OVER = (
     "job has finished",
     "not running",
     "no longer running",
+    "job is pending execution",
+    "job is not suspended",
 )
+_SIGNAL = re.compile(r"(?:B:)?(?:SIG)?([A-Z][A-Z0-9]+)@(\d+)\Z")
 _EXTENSIONS = {
     "constraint": "--constraint",
     "dependency": "--dependency",
@@ -74,7 +77,6 @@ _EXTENSIONS = {
     "memory_per_cpu": "--mem-per-cpu",
     "nodes": "--nodes",
     "qos": "--qos",
-    "signal": "--signal",
     "tasks": "--ntasks",
     "tasks_per_node": "--ntasks-per-node",
 }
@@ -91,7 +93,7 @@ class Slurm(Scheduler):
             "accounting_id",
         }
     )  # fmt: skip
-    extensions = frozenset({*_EXTENSIONS, "exclusive"})
+    extensions = frozenset({*_EXTENSIONS, "exclusive", "signal"})
     capabilities = frozenset(
         {
             Capability.START_TIME, Capability.MAX_PARALLEL, Capability.BULK_JOBS_MAXPARALLEL, Capability.JT_EMAIL,
@@ -134,6 +136,11 @@ class Slurm(Scheduler):
             *native(template),
             job.script,
         ]
+
+    def passed_on(self, template: JobTemplate) -> str | None:
+        """Without "B:" Slurm sends it to steps alone (sbatch(1), --signal), which only srun makes."""
+        warning = _warning(template)
+        return warning[0] if warning else None
 
     def accepted(self, output: str) -> str:
         """`ID` or `ID;CLUSTER`."""
@@ -187,7 +194,7 @@ class Slurm(Scheduler):
         return any(text in low for text in _DOWN)
 
     def unknown(self, words: str) -> bool:
-        """It has ended."""
+        """It has ended, or is in another state than it would have to be."""
         low = words.lower()
         return any(text in low for text in _OVER)
 
@@ -224,9 +231,23 @@ def _resources(template: JobTemplate) -> list[str]:
     found += [f"{option}={value}" for option, value in given.items() if value is not None]
     if given["--dependency"] is not None:  # else it would wait for ever for what cannot happen any more
         found += ["--kill-on-invalid-dep=yes"]
+    warning = _warning(template)
+    if warning:
+        found += [f"--signal=B:{warning[0]}@{warning[1]}"]
     if extension(template, "exclusive") == "true":
         found += ["--exclusive"]
     return found
+
+
+def _warning(template: JobTemplate) -> tuple[str, str] | None:
+    """A signal, and how many seconds before the limit of time it is wanted."""
+    text = extension(template, "signal")
+    if text is None:
+        return None
+    found = _SIGNAL.match(text)
+    if found is None or found[1] in ("KILL", "STOP"):
+        raise InvalidArgumentError(f"extensions: signal is {text!r}, expected the like of 'USR1@60'")
+    return found[1], found[2]
 
 
 def _wishes(template: JobTemplate) -> list[str]:
@@ -269,7 +290,7 @@ def _seen(  # noqa: PLR0917 - the columns
         dispatch_time=_time(start) if begun else None,
         queue_name=queue or None,
         slots=int(cpus) if cpus.isdigit() and begun else None,
-        allocated_machines=_machines(nodes) if begun else None,
+        allocated_machines=_machines(nodes) if begun else (),
         annotation=None if begun or reason in _QUIET else reason,
     )
     return Seen(base, _numbers(numbers), info, key[1] if key else None, _CAUSES.get(name) if state.ended else None)
@@ -385,10 +406,10 @@ def _kib(text: str) -> int:
     return int(float(text)) // 1024
 
 
-def _machines(text: str) -> tuple[str, ...] | None:
+def _machines(text: str) -> tuple[str, ...]:
     """Slurm's list of nodes, such as `a,n[1-3,07-09]x`."""
     if not text or text.startswith(("None", "(null)", "Unknown")):
-        return None
+        return ()
     found: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         head, bracket, rest = part.partition("[")

@@ -10,7 +10,6 @@ from wfl.drmaa2 import JobTemplate
 from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
-    from wfl.backend import Backend
     from wfl.contexts.batch.engine import Preview
     from wfl.contexts.drmaa.backend import DrmaaBackend
 
@@ -66,7 +65,7 @@ class DrmaaContext(Context):
 
         return connection.contact
 
-    def backend(self) -> Backend:
+    def backend(self) -> DrmaaBackend:
         """A new backend; the library is loaded, and nothing is contacted."""
         from wfl.contexts.drmaa.library import connection
 

@@ -72,6 +72,7 @@ class DrmaaBackend(BatchBackend):
         super().__init__(scheduler, **settings)
         self.limits = Limits(requests=4, submissions=1, collect=60.0)
         self._contact = contact
+        self._most: int | None = None  # elements in an array, as an error has told
         self._waited: dict[str, Waited] = {}
         self._records: dict[str, float] = {}  # when a record of an end was seen that the library has not told of
         self._unknown: dict[str, float] = {}  # when the library first did not know a job that it should tell of

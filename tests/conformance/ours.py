@@ -8,7 +8,6 @@ import getpass
 import importlib
 import itertools
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from wfl import Capability, Context, JobTemplate
-from wfl.contexts.batch.place import Place
+from wfl.contexts.batch import BatchContext, clean
+from wfl.contexts.drmaa import DrmaaContext
 from wfl.contexts.process import ProcessContext
 from wfl.errors import SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
@@ -192,14 +192,11 @@ def _described() -> str:
         raise
 
 
-def _forget(site: str, name: str, session: str) -> None:
-    """End what programs have left in a session, as far as they read the scheduler's answers."""
-    place = Place(str(CLUSTERS / site), session)
-    ids = [id for entry in place.entries() for id in place.accepted(entry.key).values()]
-    for id in ids:
-        with contextlib.suppress(SessionManagementError):  # it has ended
-            _run(name, "qdel" if name == "sge" else "scancel", id)
-    shutil.rmtree(place.root, ignore_errors=True)
+def _forget(site: str, name: str, made_by: str, session: str) -> None:
+    """End what programs have left in a session."""
+    context = _on_cluster(site, name, made_by)
+    assert isinstance(context, BatchContext | DrmaaContext)
+    clean(session, context)
 
 
 def _cluster(site: str, name: str, made_by: str, given: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> Site:
@@ -214,7 +211,7 @@ def _cluster(site: str, name: str, made_by: str, given: Mapping[str, Any] = Mapp
         latency=6.0,
         remembers=True,
         count=functools.partial(_count_jobs, site, name),
-        clean=functools.partial(_forget, site, name),
+        clean=functools.partial(_forget, site, name, made_by),
         **settings,
     )
 

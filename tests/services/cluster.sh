@@ -1,5 +1,6 @@
 # Sourced by the scripts that start and stop a scheduler; `name` is the system's.
 . ./common.sh
+ports=${WFL_PORTS:-0} # see environment.sh
 variables=$(./environment.sh "$name")
 mapfile -t surroundings <<<"$variables"
 export "${surroundings[@]}"

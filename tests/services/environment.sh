@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # tests/services/environment.sh slurm|slurm-plain|sge: the variables that a client of the scheduler that start-NAME.sh
-# starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone.
+# starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone. For a second one on this machine:
+# another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher.
 set -euo pipefail
 
 place=${TMPDIR:-/tmp}
@@ -10,8 +11,8 @@ case "${1:-}" in
     sge)
         echo "SGE_ROOT=$base"
         echo "SGE_CELL=default"
-        echo "SGE_QMASTER_PORT=16464"
-        echo "SGE_EXECD_PORT=16465"
+        echo "SGE_QMASTER_PORT=$((16464 + ${WFL_PORTS:-0}))"
+        echo "SGE_EXECD_PORT=$((16465 + ${WFL_PORTS:-0}))"
         echo "DRMAA_LIBRARY_PATH=$base/libdrmaa.so.1.0"
         echo "PATH=/usr/lib/gridengine:$PATH" # /usr/bin has wrappers, which take six times as long
         ;;

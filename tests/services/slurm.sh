@@ -2,6 +2,8 @@
 base=$(./environment.sh "$name")
 base=${base#SLURM_CONF=} base=${base%/slurm.conf}
 . ./cluster.sh
+node=$(hostname -s) # the name of its control groups too: a second Slurm on this machine has its own
+[ "$ports" = 0 ] || node+=-$ports
 
 tracking() { # the lines that say how a job's processes are followed: by cgroups where these can be made here
     if ! [ -w /sys/fs/cgroup/memory ] || ! [ -w /sys/fs/cgroup/freezer ]; then
@@ -15,7 +17,7 @@ tracking() { # the lines that say how a job's processes are followed: by cgroups
 
 write_conf() { # write_conf PORT : slurm.conf, with the lines of the standard input; slurmd has the next port
     local host
-    host=$(hostname -s) port=$1
+    host=$(hostname -s) port=$(($1 + ports))
     # Processors and memory are declared, not real: jobs in tests sleep more than they compute.
     cat >"$base/slurm.conf.new" <<END
 ClusterName=$name
@@ -55,8 +57,8 @@ JobAcctGatherFrequency=task=1
 PriorityType=priority/basic
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
-NodeName=$host NodeAddr=127.0.0.1 CPUs=64 RealMemory=16000 State=UNKNOWN
-PartitionName=debug Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 CPUs=64 RealMemory=16000 State=UNKNOWN
+PartitionName=debug Nodes=$node Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 $(cat)
 END
     mv "$base/slurm.conf.new" "$base/slurm.conf"
@@ -65,7 +67,7 @@ END
 start_slurm() { # slurmctld and slurmd
     mkdir -p "$base/state" "$base/spool"
     up slurmctld || begin "$port" slurmctld
-    up slurmd || begin "$((port + 1))" slurmd
+    up slurmd || begin "$((port + 1))" slurmd -N "$node"
     await is_there
 }
 
@@ -87,5 +89,15 @@ stop_slurm() { # ends the daemons with all jobs, and forgets these
     [ -d "$base" ] || return 0
     end slurmd slurmctld slurmdbd mariadbd munged
     end_left "SLURM_CONF=$base/slurm.conf" "$(readlink -f "$(command -v slurmstepd)")" SLURM_JOB_ID
+    [ ! -e "$base/cgroup.conf" ] || leave_groups
     rm -rf "$base"
+}
+
+leave_groups() { # the control groups, innermost first, when the last of their processes has gone
+    local _
+    for _ in $(seq 100); do
+        find /sys/fs/cgroup/*/"slurm_$node" -depth -type d -exec rmdir {} + 2>/dev/null && return
+        [ -n "$(find /sys/fs/cgroup -maxdepth 2 -name "slurm_$node")" ] || return 0
+        sleep 0.05
+    done
 }

@@ -16,6 +16,7 @@ make_cell() { # all that the daemons need before they are started
     local directory what
     rm -rf "${base:?}"/{bin,utilbin,lib,util,default,spool}
     mkdir -p "$base"/{bin,utilbin,lib,default/common,spool/qmaster/job_scripts,spool/spooldb,spool/execd}
+    mkdir -p -m 1777 "$base/tmp"
     ln -s "$there/util" "$base/util"
     for directory in bin utilbin lib; do
         ln -s "$here" "$base/$directory/$("$there/util/arch")"
@@ -36,9 +37,11 @@ worker_threads 2
 scheduler_threads 1
 END
     echo localhost >"$base/default/common/act_qmaster"
-    # Root may run jobs; ends are in the records within a second.
+    # Root may run jobs; ends are in the records within a second. What has a group of the range is a job's, and is
+    # killed with it: a second Grid Engine on this machine has a range of its own.
     sed -e "s#^execd_spool_dir .*#execd_spool_dir $base/spool/execd#" \
-        -e 's#^min_uid .*#min_uid 0#' -e 's#^min_gid .*#min_gid 0#' -e 's#^gid_range .*#gid_range 65000-65500#' \
+        -e 's#^min_uid .*#min_uid 0#' -e 's#^min_gid .*#min_gid 0#' \
+        -e "s#^gid_range .*#gid_range $((65000 + 10 * ports))-$((65500 + 10 * ports))#" \
         -e 's#^mailer .*#mailer /bin/true#' -e 's#^administrator_mail .*#administrator_mail none#' \
         -e 's#^load_report_time .*#load_report_time 00:00:05#' \
         -e "s#^reporting_params .*#reporting_params accounting=true reporting=false flush_time=00:00:01 \
@@ -111,7 +114,7 @@ ckpt_list NONE
 pe_list smp
 rerun FALSE
 slots 100
-tmpdir /tmp
+tmpdir $base/tmp
 shell /bin/bash
 prolog NONE
 epilog NONE

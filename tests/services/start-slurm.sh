@@ -44,11 +44,11 @@ write_conf 16817 <<END
 MaxArraySize=100001
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=16819
+AccountingStoragePort=$((16819 + ports))
 AccountingStoragePass=$base/run/munge.sock
 $(tracking)
 END
 start_munged
-start_slurmdbd 16819
+start_slurmdbd $((16819 + ports))
 start_slurm
 echo "$(slurmctld -V) with slurmdbd, $variables"

@@ -15,7 +15,7 @@ import pytest
 from wfl import JobInfo, JobState, JobTemplate
 from wfl.backend import Action
 from wfl.contexts import undertaker
-from wfl.contexts.batch import ending
+from wfl.contexts.batch import client, ending
 from wfl.contexts.batch.command import Commands
 from wfl.contexts.batch.place import Entry, Place, Wave
 from wfl.contexts.batch.scheduler import Account, Command, Job, Scheduler, Seen
@@ -246,4 +246,4 @@ def test_closing_without_a_helper_tells_of_a_failure(room: Room, monkeypatch: py
 )
 def test_how_to_cancel(ids: list[str], words: str) -> None:
     """The scheduler's command as one would type it, with the first few ids."""
-    assert ending.how_to_cancel(Slurm(), ids) == words
+    assert client.how_to_cancel(Slurm(), ids) == words

@@ -596,7 +596,7 @@ class Site:
         self.backend.open(self.told.extend, None)
         self.answers: dict[str, str | Exception] = {"qsub": "15\n", "qstat -u": EMPTY, "qconf": ""}
         self.ran: list[list[str]] = []
-        monkeypatch.setattr(backend.commands, "run", self.run)
+        monkeypatch.setattr(backend.client.commands, "run", self.run)
 
     def run(self, argv: Sequence[str], *_: object, despite: Callable[[str], bool] | None = None, **__: object) -> str:
         """What the command prints; nothing where none is given."""
