@@ -341,7 +341,7 @@ class JobSession:
         with self._lock:
             if self._closed is not None:
                 return  # what waits is taken over by the next program, or ended by close()
-            whole = len(records)
+            every = list(records)
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
@@ -352,7 +352,7 @@ class JobSession:
                 except WflError as error:
                     self._put_back(records, error)
                     return
-            if len(records) < whole:  # some of an array have ended meanwhile: the others are submitted one by one
+            if records != every:  # some of an array were ended meanwhile: the others are submitted one by one
                 submit = None
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():

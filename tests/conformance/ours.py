@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from wfl import Capability, Context, JobTemplate
 from wfl.contexts.batch import BatchContext, clean
 from wfl.contexts.drmaa import DrmaaContext
@@ -252,7 +254,14 @@ FAKE = _fake("fake")
 FAKE_ASKED = _fake("fake-asked", tells=False, two_steps=True, without=[Capability.NATIVE_ARRAYS])
 
 
-def sites() -> list[Site]:
-    """All of them. Whether a system is there shows when it is opened; one that is not is skipped with the reason."""
+def sites(names: str | None = None) -> list[Site]:
+    """All of them, or those that are named, with commas between.
+
+    Whether a system is there shows when it is opened; one that is not is skipped with the reason.
+    """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
-    return [PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services]
+    all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
+    chosen = list(all_of_them) if names is None else names.split(",")
+    if unknown := [name for name in chosen if name not in all_of_them]:
+        raise pytest.UsageError(f"--wfl-sites: there is no {', '.join(unknown)}, only {', '.join(all_of_them)}")
+    return [all_of_them[name] for name in chosen]

@@ -391,6 +391,34 @@ def test_native_array_is_one_request(open_session: Open) -> None:
     assert {state(task) for task in tasks} == {JobState.DONE}
 
 
+@pytest.mark.parametrize("field", ["submit_as_hold", "deadline_time"])
+def test_native_array_that_waits(open_session: Open, field: str) -> None:
+    """Nor does a hold cut it up where the system itself holds, nor a deadline."""
+    system = FakeSystem()
+    value = soon(3600) if field == "deadline_time" else True
+    array = open_session(system).start_array(JobTemplate(remote_command="x").replace(**{field: value}), range(2000))
+    assert (system.calls["submit"], len(system.submitted)) == (1, 2000)
+    array.release() if field == "submit_as_hold" else None
+    assert {state(task) for task in array} == {JobState.DONE}
+
+
+def test_native_array_of_which_some_have_ended(open_session: Open) -> None:
+    """Elements that were killed before it could be submitted are left out, and the others run."""
+    system = FakeSystem()
+    session = open_session(system)
+    admit = session._prepare  # noqa: SLF001 - the moment is nowhere else
+
+    def prepare(record: Any) -> bool:
+        if record.index == 2:
+            session._end_here([record], "cancelled", "too late")  # noqa: SLF001
+        return admit(record)
+
+    session._prepare = prepare  # type: ignore[method-assign] # noqa: SLF001
+    array = session.start_array(JobTemplate(remote_command="x", submit_as_hold=True), range(4))
+    assert [submission.index for submission in system.submitted] == [0, 1, 3]
+    assert [state(task) == JobState.FAILED for task in array] == [False, False, True, False]
+
+
 def test_elements_that_differ_are_submitted_one_by_one(open_session: Open) -> None:
     """A native array has one template; elements with placeholders are jobs of their own."""
     system = FakeSystem()
