@@ -7,6 +7,7 @@ the more rarely the more there are, and its records for what has ended: why, whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -74,6 +75,8 @@ LOOK = (0.25, 5.0)
 SLOWER = 1.5
 USAGE = 5.0
 """Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
+LATE = 10.0
+"""Seconds that the output of a job that has ended is waited for."""
 GONE = 30.0
 """Seconds after which a job that is in no list and no record is called gone."""
 
@@ -602,9 +605,26 @@ class BatchBackend(Backend):
             return b"", True
         if path == "/dev/null":
             raise UnsupportedOperationError(f"{id}: its output was sent to /dev/null")
-        if not os.path.exists(path) and self.place.entry(held.entry.key) is not None:
+        if not os.path.exists(path) and self.place.entry(held.entry.key) is not None and not self._appears(path, held):
             return b"", True  # it has not begun
         return read_part(path, offset, limit)
+
+    def _appears(self, path: str, held: Held) -> bool:
+        """Whether a job has written this; waits for it, as other machines' files come late on a shared file system."""
+        end = self.place.end(held.key)
+        if end is None or end.status is None:
+            return False
+        given_up = time.monotonic() + LATE
+        while not os.path.exists(path):
+            if time.monotonic() > given_up:
+                words = f"{path} was written by the job and did not appear here within {LATE:g} s"
+                raise InvalidStateError(
+                    f"{words}: was it removed, or is it on no file system that both machines share?"
+                )
+            with contextlib.suppress(OSError):
+                os.listdir(os.path.dirname(path))  # so that a client of NFS looks again
+            time.sleep(LOOK[0])
+        return True
 
     def _output(self, held: Held, stream: Stream) -> str | None:
         template = held.entry.template

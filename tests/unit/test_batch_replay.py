@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,9 @@ import pytest
 
 from tests import replay
 from wfl import Job, JobInfo, JobState, JobTemplate, Task, TaskArray, Workflow, shell
+from wfl.contexts.batch import engine
 from wfl.drmaa2 import WALLCLOCK_TIME
-from wfl.errors import SessionManagementError
+from wfl.errors import InvalidStateError, SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,3 +248,20 @@ def test_preview_is_what_is_run(dialect: str, tmp_path: Path) -> None:
     words = [word if "/log/" not in word else word.partition("/")[0] + str(tmp_path / "log") for word in words]
     done = commands(tmp_path, dialect, *words)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_output_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool) -> None:  # noqa: FBT001
+    """On a shared file system a file of another machine may show late: it is waited for, and not for ever."""
+    monkeypatch.setattr(engine, "LATE", PATIENCE if comes else 0.1)
+    path, away = tmp_path / "out", tmp_path / "away"
+    with Workflow(replay.context("torque", tmp_path, detach=False)) as flow:
+        job = flow.run(JobTemplate(remote_command="echo", args=("hello",), output_path=str(path))).wait()
+        path.rename(away)
+        if comes:
+            threading.Timer(0.5, away.rename, [path]).start()
+            assert job.output() == "hello"
+        else:
+            assert job.output() == ""
+            with pytest.raises(InvalidStateError, match=f"{path} .* did not appear here within 0.1 s"):
+                flow.raise_for_error()
