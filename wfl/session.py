@@ -484,18 +484,15 @@ class JobSession:
         """Ask once; the records that there was no answer for."""
         known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
         answer = self.request(self.backend.find, known)
-        answered = set(answer.gone)
-        for info in answer.infos:
-            key = info.extensions.get("key", info.id)
-            answered.add(key)
-            record = by_key.get(key)
-            if record is not None and (record.phase == SUBMITTING or record.id != info.id):
-                self._accept([record], [info.id])
+        ids = {info.extensions.get("key", info.id): info.id for info in answer.infos}
+        found = [r for key, r in by_key.items() if key in ids and (r.phase == SUBMITTING or r.id != ids[key])]
+        self._accept(found, [ids[record.key] for record in found])
         self.observe(answer.infos)
         gone = [by_key[key] for key in answer.gone]
         self._refuse([record for record in gone if record.phase == SUBMITTING], never)
         lost = [record for record in gone if record.phase == ACCEPTED]
         self._end_here(lost, "lost", f"{self.backend.name} does not know it any more")
+        answered = ids.keys() | answer.gone
         return [r for key, r in by_key.items() if key not in answered and r.phase in (SUBMITTING, ACCEPTED)]
 
     # -- the ledger --
