@@ -39,7 +39,12 @@ class Client:
     def __init__(self, scheduler: Scheduler, *, environment: Mapping[str, str], timeout: float) -> None:
         self.scheduler = scheduler
         self.commands = Commands(
-            scheduler.name, site=environment, answers=scheduler.answers, down=scheduler.down, timeout=timeout
+            scheduler.name,
+            site=environment,
+            answers=scheduler.answers,
+            down=scheduler.down,
+            timeout=timeout,
+            leads=scheduler.leads,
         )
         self._rung = 0  # of the scheduler's kinds of records: the first that can be had
         self._most: int | None = None
@@ -83,6 +88,11 @@ class Client:
     def keeps_records(self) -> bool:
         """Whether the scheduler is known, or thought, to keep records of ends."""
         return self._rung < self.scheduler.rungs
+
+    @property
+    def forgets(self) -> bool:
+        """Whether a job that was deleted before it began may be in no record."""
+        return self.scheduler.silent or self._rung >= self.scheduler.rungs - self.scheduler.fading
 
     def accounts(self, ids: Sequence[str], since: datetime) -> dict[str, Account]:
         """What the records say of these jobs and arrays, of an array by its elements' ids."""

@@ -6,7 +6,6 @@ Scripts whose `job` file is gone refuse to start (script.py): so these files go 
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import os
 import pickle
@@ -222,12 +221,8 @@ def _submitted(place: Place, program: str) -> tuple[set[str], dict[str, None]]:
 
 def _parts(place: Place, key: str) -> int:
     """In how many parts something is submitted: an array may have several."""
-    program, _, number = key.rpartition("-")
-    try:
-        with open(f"{place.root}/{program}/job{_AWAY}/{number}", encoding="utf-8", errors="surrogateescape") as file:
-            return len(json.load(file)["waves"] or "1")
-    except (OSError, ValueError):
-        return 1
+    entry = place.entry(key)
+    return 1 if entry is None else len(entry.waves or [None])
 
 
 def _put_away(place: Place, program: str) -> None:

@@ -87,12 +87,13 @@ _DONE = {
     Action.RELEASE: {JobState.QUEUED, JobState.REQUEUED, JobState.RUNNING, JobState.SUSPENDED},
 }
 """The states of jobs that have done what they were told."""
+_SIGNALS = (Action.SUSPEND, Action.RESUME)
 
 
 class Held:
     """One job, or one element of an array, that the scheduler has."""
 
-    __slots__ = ("array", "cause", "ending", "entry", "key", "missing", "since", "started", "state")
+    __slots__ = ("array", "cause", "ending", "entry", "key", "missing", "rests", "since", "started", "state")
 
     def __init__(self, entry: Entry, key: str, array: str | None) -> None:
         self.entry, self.key, self.array = entry, key, array
@@ -102,6 +103,7 @@ class Held:
         self.ending = False  # it was told to end
         self.since = 0.0  # seen ended
         self.missing = 0.0  # in no list and no record
+        self.rests = 0.0  # until then it is told nothing
 
 
 class BatchBackend(Backend):
@@ -242,16 +244,16 @@ class BatchBackend(Backend):
             raise InvalidArgumentError(f"extensions: {INHERIT} is {given!r}, expected 'true' or 'false'")
         return self._inherit if given is None else given == "true"
 
-    def _script(self, entry: Entry, wave: Wave | None = None) -> str:
+    def _script(self, entry: Entry, wave: Wave | None = None, first: str | None = None) -> str:
         scheduler = self.scheduler
-        first, step = (wave.first, wave.step) if wave else (0, 1)
+        offset, step = (wave.first, wave.step) if wave else (0, 1)
         login = scheduler.passed is not None and not self._inherits(entry.template)
         return script.script(
             entry,
             self.place,
             number=scheduler.number,
             id=scheduler.id,
-            first=first,
+            first=offset if first is None else first,
             step=step,
             login=login,
             reserved=scheduler.reserved,
@@ -359,12 +361,16 @@ class BatchBackend(Backend):
         for id in sorted(missing):
             held = self._held[id]
             late = self._long_missing(held)
-            soon = held.ending and (self.scheduler.silent or now - held.missing > USAGE)
-            if (soon or (late and self.scheduler.silent)) and not self._began(held):
+            soon = held.ending and (self.client.forgets or now - held.missing > USAGE)
+            if (soon or (late and self.client.forgets)) and not self._began(held):
                 words = "it was deleted before it began"
                 found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
             elif late:
-                gone.append(id)
+                account = self._explained(held, Account(id, None))
+                if account.cause is None:
+                    gone.append(id)
+                else:
+                    found.append(self._ended(id, held, account))
         return found, gone
 
     def _remove(self, ids: Sequence[str]) -> list[JobInfo]:
@@ -440,17 +446,28 @@ class BatchBackend(Backend):
         for id, held in todo.items():
             end, account = ends[id], accounts.get(id)
             late = not self.client.keeps_records or now - held.since > USAGE
-            if (account is not None and account.over) or (end is not None and late):
+            told = end is not None or (held.cause is not None and self.client.forgets)
+            if (account is not None and account.over) or (told and late):
                 found.append(self._ended(id, held, account))
         return found
 
     def _ended(self, id: str, held: Held, account: Account | None) -> JobInfo:
         """The whole end of one job."""
         own = self.place.end(held.key)
+        if own is None and account is not None and account.cause is None and account.signal:
+            account = self._explained(held, account)
         info = how_it_ended(
             id, own, account, cause=held.cause, began=self._began(held), words=lambda: self.place.log(held.key)
         )
         return self._over(id, info)
+
+    def _explained(self, held: Held, account: Account) -> Account:
+        """With what the scheduler has written into the job's log, if it says there why it ended it."""
+        called = account.called or (account.id if account.number is None else None)
+        told = None if called is None else self.scheduler.explained(self.place.whole_log(held.key), called)
+        if told is None:
+            return account
+        return structs.replace(account, cause=told[0], info=account.info.replace(annotation=told[1]))
 
     def _began(self, held: Held) -> bool:
         return held.started or self.place.began(held.key) is not None
@@ -503,6 +520,9 @@ class BatchBackend(Backend):
             if ids:
                 self.place.accept(key, ids)
                 self._hold(entry, ids)
+                lost = next((part for part in range(len(entry.waves or [None])) if part not in ids), None)
+                for _, held in () if lost is None else self._members(entry, lost, ""):
+                    self.place.stop(held.key)  # should they come late, they end at once; nothing followed them
             else:
                 self.place.forget(key)  # should it come late, it finds nothing to do
 
@@ -546,6 +566,9 @@ class BatchBackend(Backend):
         """In bulk; what the scheduler says of a failure is said of all that it was told in one word."""
         failures: dict[str, WflError] = {}
         grouped = self._grouped(ids)
+        if action in ENDING:
+            self._call_off(grouped)
+        self._let_rest(ids)
         for one, error in ordered(list(grouped), action, self._order, self.scheduler.unknown).items():
             failures |= dict.fromkeys(grouped[one], error)
         failures = self._undone(failures, action)
@@ -554,8 +577,15 @@ class BatchBackend(Backend):
         if action in ENDING:
             for id in done:
                 self._held[id].ending = True
+        elif action in _SIGNALS:
+            for id in done:
+                self._held[id].rests = time.monotonic() + self.scheduler.rest
         self._tell(done, action)
         return failures
+
+    def _let_rest(self, ids: Iterable[str]) -> None:
+        """Until the word before has reached these jobs, where a scheduler loses one that comes too soon after it."""
+        time.sleep(max(0.0, max((self._held[id].rests for id in ids), default=0.0) - time.monotonic()))
 
     def _undone(self, failures: dict[str, WflError], action: Action) -> dict[str, WflError]:
         """Without those to which it was done: what an array is told some elements may do where others cannot."""
@@ -568,6 +598,17 @@ class BatchBackend(Backend):
     def _order(self, ids: Sequence[str], action: Action) -> None:
         """Tell the scheduler to do it to all of these."""
         self.client.order(ids, action)
+
+    def _call_off(self, grouped: Mapping[str, Sequence[str]]) -> None:
+        """Whatever the scheduler makes of it, what has not begun yet is not to run: jobs, elements, whole arrays."""
+        for one, ids in grouped.items():
+            held = self._held[ids[0]]
+            if one == held.array and len(held.entry.waves or ()) == 1:
+                self.place.stop(held.entry.key)
+                continue
+            for id in ids:
+                if not self._held[id].started:
+                    self.place.stop(self._held[id].key)
 
     def _grouped(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """The same jobs in fewer words: an array whose living elements are all meant stands for them."""
@@ -665,6 +706,7 @@ class BatchBackend(Backend):
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]
         own = {held.array or id for id, held in living if self.ending.is_own(held.entry.key)}
+        self._let_rest(id for id, _ in living)
         self.ending.close(sorted(own))
 
     def _cancel(self, ids: Sequence[str]) -> None:

@@ -216,7 +216,7 @@ def _wishes(template: JobTemplate) -> list[str]:
     begin = template.start_time
     requires = f"host:{','.join(template.candidate_machines)}" if template.candidate_machines else None
     given = {
-        "time-limit": None if limit is None else f"{limit:g}s",
+        "time-limit": None if limit is None else f"{float(limit):.12g}s",
         "urgency": "hold" if template.submit_as_hold else urgency if template.priority else None,
         "queue": template.queue_name,
         "bank": template.accounting_id,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, native
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
@@ -61,6 +61,8 @@ _BROKEN = frozenset({18, 19, 20})
 _AGAIN = frozenset({24, 25, 30})
 """Codes with which a job waits once more."""
 _LIMIT, _SIGNALLED, _ASSUMED = 37, 17, 100
+_VOLATILE = ("memory_per_cpu", "gpus", "exclusive", "resources", NATIVE)
+"""Extensions that may be resources of any kind."""
 _OPTIONS = {"project": "-P", "dependency": "-hold_jid"}
 
 
@@ -93,6 +95,9 @@ class GridEngine(Scheduler):
     passed = ("SGE_", "LD_LIBRARY_PATH", "TZ")
     reserved = frozenset({99, 100})
     silent = True
+    # A shepherd that is sent a signal while it passes one on waits until a third comes, and forgets the second. (Seen:
+    # 13 of 32 that came at once, 1 of 32 after 0.2 s, none of 64 after 0.5 s and more.)
+    rest = 1.0
 
     def __init__(
         self,
@@ -133,6 +138,7 @@ class GridEngine(Scheduler):
             *_array(job),
             *self._slots(template),
             *self._resources(template),
+            *_verified(template),
             *_wishes(template),
             *native(template),
             job.script,
@@ -140,7 +146,10 @@ class GridEngine(Scheduler):
 
     def accepted(self, output: str) -> str:
         """`ID`, or `ID.FIRST-LAST:STEP`; before it there may be warnings."""
-        return output.strip().splitlines()[-1].partition(".")[0]
+        found = re.search(r"^(\d+)(?:\.\S*)?\s*\Z", output, re.MULTILINE)
+        if found is None:  # it may have been accepted all the same: it is found by its key
+            raise DrmCommunicationError(f"gridengine: qsub did not tell an id: {output.strip()[-200:]!r}")
+        return found[1]
 
     def element(self, id: str, number: int) -> str:
         """As all of Grid Engine's commands take it."""
@@ -342,6 +351,15 @@ def _arch(template: JobTemplate) -> str | None:
         return ending
     beginning = _OS.get(system.upper(), f"{system}*")
     return beginning + ending.removeprefix("*") if ending.startswith("*") else ending
+
+
+def _verified(template: JobTemplate) -> list[str]:
+    """Refused at once where no machine is of that kind; such that are away count (seen).
+
+    Only where nothing is asked for that changes with the load: qsub would look whether that can be had now.
+    """
+    volatile = template.min_phys_memory or any(extension(template, name) is not None for name in _VOLATILE)
+    return ["-w", "e"] if (template.machine_os or template.machine_arch) and not volatile else []
 
 
 def _wishes(template: JobTemplate) -> list[str]:

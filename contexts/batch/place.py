@@ -1,8 +1,9 @@
 """Where a session keeps what its jobs need and leave, on a file system that the cluster's machines share.
 
 `DIRECTORY/SESSION/PROGRAM/KIND/NUMBER`: of each program that worked in a session, its jobs by their keys: what was
-submitted (job, script), the scheduler's answer (id), output (out, err), and what the job itself says of its beginning
-(run) and of its end (end). So a later program finds all jobs by the session's name, and their ends without asking.
+submitted (job, script), the scheduler's answer (id), output (out, err), what the job itself says of its beginning (run)
+and of its end (end), and whether it was told to end before it began (stop). So a later program finds all jobs by the
+session's name, and their ends without asking.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from wfl.errors import InvalidStateError, SessionManagementError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-Kind = Literal["job", "script", "id", "run", "end", "out", "err", "log"]
-KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log")
+Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop"]
+KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop")
 WHOLE = "."
 """The last line of an end: a file that lacks it is still being written."""
 
@@ -109,8 +110,8 @@ class Place:
         return {} if text is None else {int(part): id for part, id in json.loads(text).items()}
 
     def entry(self, key: str) -> Entry | None:
-        """What was submitted under this key; None if nothing was, or it was reaped."""
-        text = self._read("job", key)
+        """What was submitted under this key, also what was put away; None if nothing was, or it was reaped."""
+        text = self._read("job", key) or self._read("job~", key)
         if text is None:
             return None
         said = json.loads(text)
@@ -168,8 +169,16 @@ class Place:
 
     def log(self, key: str) -> str:
         """The last words of the scheduler about a job, or about any element of its array."""
-        text = self._read("log", key.partition(".")[0]) or ""
-        return " ".join(text[-300:].split())
+        return " ".join(self.whole_log(key)[-300:].split())
+
+    def whole_log(self, key: str) -> str:
+        """All that the scheduler has written about a job, or about all elements of its array."""
+        return self._read("log", key.partition(".")[0]) or ""
+
+    def stop(self, key: str) -> None:
+        """From now on this job, element, or any element of this array, ends when it begins."""
+        with contextlib.suppress(OSError):  # the scheduler is told, too
+            os.close(_private(self.path("stop", key), os.O_CREAT | os.O_WRONLY))
 
     def forget(self, key: str) -> None:
         """Remove all of one job or element; of an array, what is common to its elements is `forget(array)`."""

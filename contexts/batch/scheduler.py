@@ -88,6 +88,8 @@ class Account(msgspec.Struct, frozen=True, gc=False):
     info: JobInfo = JobInfo()
     """Times, machines, usage, and the scheduler's words as the annotation."""
     over: bool = True
+    called: str | None = None
+    """What the scheduler's words in the job's log call it, where that is not `id`."""
 
 
 class Scheduler(ABC):
@@ -111,13 +113,19 @@ class Scheduler(ABC):
     """The smallest number of an element."""
     rungs: ClassVar[int] = 1
     """Kinds of records of ends that there may be, the best first: where one is refused, the next is looked at."""
+    fading: ClassVar[int] = 0
+    """Of these, how many at the end of the ladder forget an end after a while."""
     passed: ClassVar[tuple[str, ...] | None] = None
     """Beginnings of the variables that a submission sees, where it passes all that it sees on to the job: then the
     script asks for a login shell itself, to have what the site gives to every login. None: nothing is passed on."""
+    leads: ClassVar[str | None] = None
+    """The variable with the path of its configuration, if its commands look long for a file that is not there."""
     reserved: ClassVar[frozenset[int]] = frozenset()
     """Exit statuses by which a script tells the scheduler something else than how its command has ended."""
     silent: ClassVar[bool] = False
     """Whether a job that is deleted before it begins leaves no record."""
+    rest: ClassVar[float] = 0.0
+    """Seconds for which a job is told nothing after it was told to stop or to go on."""
 
     @abstractmethod
     def submit(self, job: Job) -> Command:
@@ -186,6 +194,11 @@ class Scheduler(ABC):
     def passed_on(self, template: JobTemplate) -> str | None:
         """The signal that this scheduler sends to the script's shell alone, which has to pass it on; None: no such."""
         del template
+        return None
+
+    def explained(self, words: str, called: str) -> tuple[SubState, str] | None:
+        """Why the job that is called so was ended, and that line, from what the scheduler has written into its log."""
+        del words, called
         return None
 
     def limits(self) -> Command | None:

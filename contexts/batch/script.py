@@ -45,7 +45,7 @@ def script(
     *,
     number: str,
     id: str = "",
-    first: int = 0,
+    first: int | str = 0,
     step: int = 1,
     login: bool = False,
     reserved: Iterable[int] = (),
@@ -53,8 +53,9 @@ def script(
 ) -> str:
     """The whole script for one job, or for an array whose elements find their number in the variable `number`.
 
-    An element's index is `first + step * number`; `id` is what a shell there finds its id by. The script
-    itself never ends with one of the statuses `reserved`. `passed_on`: a signal that reaches the script's shell alone.
+    An element's index is `first + step * number`, with `first` as a number or in the shell's words; `id` is what a
+    shell there finds its id by. The script itself never ends with one of the statuses `reserved`. `passed_on`: a signal
+    that reaches the script's shell alone.
     """
     template = entry.template
     lines = [
@@ -109,14 +110,15 @@ def quoted(text: str) -> str:
     return '"$TASK_ID"'.join(shlex.quote(part) if part or INDEX not in text else "" for part in text.split(INDEX))
 
 
-def _beginning(entry: Entry, place: Place, number: str, first: int, step: int) -> list[str]:
-    paths = {kind: place.path(kind, entry.key) for kind in ("job", "run", "end", "out", "err")}
+def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: int) -> list[str]:
+    paths = {kind: place.path(kind, entry.key) for kind in ("job", "stop", "run", "end", "out", "err")}
     lines = [f"wfl_{kind}={quoted(path)}" for kind, path in paths.items()]
     if entry.indexes is not None:
         index = f"${{{number}}}" if (first, step) == (0, 1) else f"$(( {first} + {step} * ${{{number}}} ))"
         lines += [
             f"TASK_ID={index}",
-            'for wfl_kind in run end out err; do eval "wfl_$wfl_kind=\\$wfl_$wfl_kind.\\$TASK_ID"; done',
+            '[ -e "$wfl_stop" ] && kill -9 $$',
+            'for wfl_kind in stop run end out err; do eval "wfl_$wfl_kind=\\$wfl_$wfl_kind.\\$TASK_ID"; done',
         ]
     elif entry.index is not None:
         lines += [f"TASK_ID={entry.index}"]
@@ -131,6 +133,8 @@ def _beginning(entry: Entry, place: Place, number: str, first: int, step: int) -
         f"trap : {_SIGNALS}",
         # Whoever gave up on this job has removed what it needs: it must not run any more.
         '[ -e "$wfl_job" ] || exit 125',
+        # Grid Engine loses a kill that comes before a job has a process group, and passes on none after that.
+        '[ -e "$wfl_stop" ] && kill -9 $$',
         'exec 2>"$wfl_run" || exit 125',
         '[ -e "$wfl_end" ] && rm -f -- "$wfl_end"',  # of a run before this one, which was not to be the last
         "wfl_begun= wfl_over= wfl_host= wfl_unsaved=",

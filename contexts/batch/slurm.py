@@ -7,11 +7,13 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, job_name, later, native
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, later, native
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobInfo, JobState, SubState, fact
-from wfl.errors import InvalidArgumentError, UnsupportedAttributeError
+from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,11 +48,16 @@ _CAUSES: dict[str, SubState] = {
     "PREEMPTED": "preempted",
     "TIMEOUT": "timeout",
 }
+_NO_SIGNAL = 32
+"""From here on what an ExitCode shows as a signal is what is left of an error number of Slurm's own, such as 0:53 for a
+script whose log could not be opened."""
 _HELD = ("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
-_QUIET = {"None", "Priority", "Resources", ""}
-"""Reasons for waiting that go without saying."""
+_QUIET = {"None", "NonZeroExitCode", "Priority", "Resources", ""}
+"""Reasons that go without saying."""
 _LIST = "%i|%T|%V|%S|%C|%P|%N|%k|%r"
-_RECORD = "JobID,State,ExitCode,Submit,Start,End,ElapsedRaw,TotalCPU,MaxRSS,AllocCPUS,Partition,NodeList,Reason"
+_RECORD = (
+    "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,TotalCPU,MaxRSS,AllocCPUS,Partition,NodeList,Reason"
+)
 _KEY = re.compile(r"wfl:([^|\s]+)")
 _DOWN = (
     "unable to contact", "timed out", "connection refused", "communication", "zero bytes", "connection reset",
@@ -67,10 +74,18 @@ _OVER = (
     "job is pending execution",
     "job is not suspended",
 )
+_EXPLAINED: tuple[tuple[str, SubState], ...] = (
+    (r"StepId={}\.\S+ exceeded memory limit", "out_of_memory"),
+    (r"oom.kill events?(?:\(s\))? in (?:StepId=)?{}\.", "out_of_memory"),
+    (r"JOB {} ON .* DUE TO TIME LIMIT", "timeout"),
+    (r"JOB {} ON .* DUE TO PREEMPTION", "preempted"),
+    (r"JOB {} ON .* DUE TO NODE FAILURE", "node_failure"),
+    (r"JOB {} ON .* CANCELLED AT", "cancelled"),
+)
+"""What slurmstepd writes into a job's log; an array's element has a number of its own there."""
 _SIGNAL = re.compile(r"(?:B:)?(?:SIG)?([A-Z][A-Z0-9]+)@(\d+)\Z")
 _EXTENSIONS = {
     "constraint": "--constraint",
-    "dependency": "--dependency",
     "exclude": "--exclude",
     "gpus": "--gpus",
     "licenses": "--licenses",
@@ -93,7 +108,7 @@ class Slurm(Scheduler):
             "accounting_id",
         }
     )  # fmt: skip
-    extensions = frozenset({*_EXTENSIONS, "exclusive", "signal"})
+    extensions = frozenset({*_EXTENSIONS, "dependency", "exclusive", "signal"})
     capabilities = frozenset(
         {
             Capability.START_TIME, Capability.MAX_PARALLEL, Capability.BULK_JOBS_MAXPARALLEL, Capability.JT_EMAIL,
@@ -105,7 +120,9 @@ class Slurm(Scheduler):
     answers = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"} | dict.fromkeys(
         (
             "SQUEUE_ACCOUNT", "SQUEUE_ARRAY", "SQUEUE_NAMES", "SQUEUE_PARTITION", "SQUEUE_QOS", "SQUEUE_SORT",
-            "SQUEUE_STATES", "SQUEUE_USERS", "SACCT_FORMAT", "SACCT_FEDERATION",
+            "SQUEUE_STATES", "SQUEUE_USERS", "SQUEUE_LICENSES", "SACCT_FORMAT", "SACCT_FEDERATION", "SCANCEL_ACCOUNT",
+            "SCANCEL_BATCH", "SCANCEL_FULL", "SCANCEL_HURRY", "SCANCEL_INTERACTIVE", "SCANCEL_NAME",
+            "SCANCEL_PARTITION", "SCANCEL_QOS", "SCANCEL_STATE", "SCANCEL_USER", "SCANCEL_WCKEY",
         ),
         "",
     )  # fmt: skip
@@ -114,8 +131,10 @@ class Slurm(Scheduler):
     # All of the command's environment goes to the job: it has to be next to none. (With --export=NIL or NONE each job
     # begins with a login of its own on its node, which takes a third of a second and more.)
     passed = ("SLURM_CONF", "SBATCH_")
+    leads = "SLURM_CONF"  # it is tried again for a minute
     lowest = 0
     rungs = 2
+    fading = 1
 
     def submit(self, job: Job) -> Command:
         """`sbatch`; the script sees to directory, environment and streams."""
@@ -125,12 +144,13 @@ class Slurm(Scheduler):
             "--parsable",
             f"--job-name={job_name(template, job.entry.key)}",
             f"--comment=wfl:{job.key}",
-            f"--output={job.log}",
+            f"--output={_log(job.log)}",
             "--open-mode=append",
             "--chdir=/",
             "--export=ALL",
             "--requeue" if template.rerunnable else "--no-requeue",
             *_array(job),
+            *_dependencies(job),
             *_resources(template),
             *_wishes(template),
             *native(template),
@@ -144,7 +164,10 @@ class Slurm(Scheduler):
 
     def accepted(self, output: str) -> str:
         """`ID` or `ID;CLUSTER`."""
-        return output.strip().splitlines()[-1].partition(";")[0]
+        found = re.search(r"^(\d+)(?:;\S*)?\s*\Z", output, re.MULTILINE)
+        if found is None:  # it may have been accepted all the same: it is found by its key
+            raise DrmCommunicationError(f"slurm: sbatch did not tell an id: {output.strip()[-200:]!r}")
+        return found[1]
 
     def query(self, user: str) -> Command:
         """One question for all, with what has ended in the last minutes."""
@@ -152,9 +175,12 @@ class Slurm(Scheduler):
 
     def seen(self, output: str) -> Iterator[Seen]:
         """A line is a job, an element, or all waiting elements of an array: `12_[3-9:2,20%4]`."""
-        for line in output.splitlines():
-            parts = line.split("|", 7)
-            if len(parts) == 8:  # noqa: PLR2004 - a line that was cut is no answer
+        lines = [line.split("|", _LIST.count("|") - 1) for line in output.splitlines()]
+        whole = _LIST.count("|")
+        if lines and len(lines[-1]) < whole:  # nor can it be said what else is missing
+            raise DrmCommunicationError("slurm: the answer of squeue is not whole")
+        for parts in lines:
+            if len(parts) == whole:  # else it is somebody's remark
                 yield _seen(*parts)
 
     def accounting(self, ids: Sequence[str], user: str, rung: int) -> Sequence[Command]:
@@ -179,6 +205,14 @@ class Slurm(Scheduler):
         verb = {Action.SUSPEND: "suspend", Action.RESUME: "resume", Action.HOLD: "hold", Action.RELEASE: "release"}
         return [["scontrol", verb[action], ",".join(ids)]]
 
+    def explained(self, words: str, called: str) -> tuple[SubState, str] | None:
+        """With OverMemoryKill, and when slurmctld has forgotten the job, it is known from nowhere else."""
+        for pattern, cause in _EXPLAINED:
+            found = re.search(f".*{pattern.format(re.escape(called))}.*", words)
+            if found:
+                return cause, found[0]
+        return None
+
     def limits(self) -> Command:
         """The configuration has MaxArraySize."""
         return ["scontrol", "show", "config"]
@@ -199,13 +233,33 @@ class Slurm(Scheduler):
         return any(text in low for text in _OVER)
 
 
+def _log(path: str) -> str:
+    """Slurm replaces what follows a % in this path, and has a meaning of its own for backslashes (sbatch(1))."""
+    if "\\" in path:
+        raise InvalidArgumentError(f"slurm takes no backslash in a path of a log: {path!r}; give another directory")
+    return path.replace("%", "%%")
+
+
 def _array(job: Job) -> list[str]:
     if job.wave is None:
         return []
     numbers = job.wave.numbers
     text = f"{numbers[0]}-{numbers[-1]}" + (f":{numbers.step}" if numbers.step != 1 and len(numbers) > 1 else "")
     limit = f"%{job.entry.max_parallel}" if job.entry.max_parallel else ""
-    return [f"--array={text}{limit}", *([f"--dependency=afterany:{job.after}"] if job.after else [])]
+    return [f"--array={text}{limit}"]
+
+
+def _dependencies(job: Job) -> list[str]:
+    """One option: of two, sbatch knows only the last."""
+    wished = extension(job.template, "dependency")
+    if job.after and wished and "?" in wished:
+        words = "slurm: an array in parts cannot wait for one of several: give a dependency without '?'"
+        raise UnsupportedAttributeError(words)
+    given = [*([f"afterany:{job.after}"] if job.after else []), *([wished] if wished else [])]
+    if not given:
+        return []
+    # With a wish it would wait for ever for what cannot happen any more.
+    return [f"--dependency={','.join(given)}", *(["--kill-on-invalid-dep=yes"] if wished else [])]
 
 
 def _resources(template: JobTemplate) -> list[str]:
@@ -229,12 +283,10 @@ def _resources(template: JobTemplate) -> list[str]:
         found += [f"--nodelist={template.candidate_machines[0]}"]
     given = {option: extension(template, name) for name, option in _EXTENSIONS.items()}
     found += [f"{option}={value}" for option, value in given.items() if value is not None]
-    if given["--dependency"] is not None:  # else it would wait for ever for what cannot happen any more
-        found += ["--kill-on-invalid-dep=yes"]
     warning = _warning(template)
     if warning:
         found += [f"--signal=B:{warning[0]}@{warning[1]}"]
-    if extension(template, "exclusive") == "true":
+    if flag(template, "exclusive"):
         found += ["--exclusive"]
     return found
 
@@ -312,17 +364,17 @@ def _from_database(output: str) -> Iterator[Account]:
     jobs: dict[str, list[str]] = {}
     memory: dict[str, int] = {}
     for line in output.splitlines():
-        parts = line.split("|", 12)
-        if len(parts) < 13:  # noqa: PLR2004 - a line that was cut is no answer
+        parts = line.split("|", 13)
+        if len(parts) < 14:  # noqa: PLR2004 - a line that was cut is no answer
             continue
         id, _, step = parts[0].partition(".")
         if not step:
             jobs[id] = parts
-        if parts[8]:
-            memory[id] = max(memory.get(id, 0), _kib(parts[8]))
+        if parts[9]:
+            memory[id] = max(memory.get(id, 0), _kib(parts[9]))
     for id, parts in jobs.items():
         base, _, number = id.partition("_")
-        _, state, code, submitted, start, end, elapsed, cpu, _, cpus, queue, nodes, reason = parts
+        _, called, state, code, submitted, start, end, elapsed, cpu, _, cpus, queue, nodes, reason = parts
         info = fact(
             submission_time=_time(submitted),
             dispatch_time=_time(start),
@@ -335,7 +387,7 @@ def _from_database(output: str) -> Iterator[Account]:
             extensions=FrozenDict({"ru_maxrss": str(memory[id])} if memory.get(id) else {}),
         )
         for one in _each(number):
-            yield _account(base, one, state, code, reason, info)
+            yield structs.replace(_account(base, one, state, code, reason, info), called=called)
 
 
 def _from_controller(output: str) -> Iterator[Account]:
@@ -354,7 +406,10 @@ def _from_controller(output: str) -> Iterator[Account]:
         )
         id = str(said.get("ArrayJobId", said["JobId"]) if numbers else said["JobId"])
         for one in _each(numbers):
-            yield _account(id, one, said.get("JobState", ""), said.get("ExitCode", ""), said.get("Reason", ""), info)
+            account = _account(
+                id, one, said.get("JobState", ""), said.get("ExitCode", ""), said.get("Reason", ""), info
+            )
+            yield structs.replace(account, called=said["JobId"])
 
 
 def _each(numbers: str) -> list[str]:
@@ -365,10 +420,14 @@ def _each(numbers: str) -> list[str]:
 def _account(id: str, number: str, state: str, code: str, reason: str, info: JobInfo) -> Account:  # noqa: PLR0917
     name = state.partition(" ")[0]
     status, _, signal = code.partition(":")
+    by = int(signal or 0)
     words = state if reason in _QUIET else f"{state}: {reason}"
     cause: SubState | None = _CAUSES.get(name)
     if reason == "JobLaunchFailure" and name == "FAILED":  # with OverMemoryKill that is what Slurm calls it
-        cause = "launch_failure" if not int(signal or 0) else None
+        cause = "launch_failure" if not by else None
+    if by >= _NO_SIGNAL and name == "FAILED":
+        cause, by = "launch_failure", 0
+        words = f"slurm could not start it (ExitCode {code}): do its machines share the context's directory?"
     never_ran = info.dispatch_time is None or not info.allocated_machines
     if never_ran:  # what it calls the start is when it was cancelled
         info = info.replace(dispatch_time=None)
@@ -376,9 +435,11 @@ def _account(id: str, number: str, state: str, code: str, reason: str, info: Job
         id,
         int(number) if number else None,
         exit_status=None if never_ran or cause else int(status or 0),
-        signal=int(signal or 0) or None,
+        signal=by or None,
         cause=cause,
-        info=info.replace(annotation=None if name in ("COMPLETED", "FAILED") and reason in _QUIET else words),
+        info=info.replace(
+            annotation=None if cause is None and name in ("COMPLETED", "FAILED") and reason in _QUIET else words
+        ),
         over=_STATES.get(name, JobState.FAILED).ended,
     )
 

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Limits, Submission
+from wfl.contexts.batch.client import ENDING
 from wfl.contexts.batch.engine import BatchBackend, Preview
 from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.place import Entry
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from wfl.backend import Outcome, Report
     from wfl.contexts.batch.engine import Held
+    from wfl.contexts.batch.place import Wave
     from wfl.contexts.batch.scheduler import Job, Scheduler
     from wfl.contexts.drmaa.library import Waited
     from wfl.drmaa2 import JobTemplate
@@ -117,6 +119,10 @@ class DrmaaBackend(BatchBackend):
     def _highest(self) -> int | None:
         return self._most
 
+    def _script(self, entry: Entry, wave: Wave | None = None, first: str | None = None) -> str:
+        """The parts of an array have one script, which is read when they begin, so each is told where it begins."""
+        return super()._script(entry, wave, first=system.FIRST if system.is_part(entry) else first)
+
     def _send(self, job: Job) -> str:
         attributes = system.attributes(job, self.scheduler)
         try:
@@ -125,8 +131,8 @@ class DrmaaBackend(BatchBackend):
             else:
                 ids = connection.library.run_bulk(attributes, job.wave.numbers)
         except DeniedByDrmsError as error:
-            options = os.fsdecode(attributes.get("nativeSpecification", b""))
-            raise DeniedByDrmsError(f"{error} (asked for: {options})") from error
+            given = [os.fsdecode(attributes.get(name, b"")) for name in ("jobCategory", "nativeSpecification")]
+            raise DeniedByDrmsError(f"{error} (asked for: {' '.join(filter(None, given))})") from error
         id = ids[0] if job.wave is None else ids[0].rpartition(".")[0]
         with self._lock:
             self._told_of.update(ids)
@@ -331,9 +337,15 @@ class DrmaaBackend(BatchBackend):
         there = {info.id for info in found}
         for id in unknown:
             if id not in there:
-                state = JobState.RUNNING if self._held[id].started else JobState.QUEUED
-                found.append(fact(id=id, state=state))
+                found.append(fact(id=id, state=self._last_known(id)))
         return found, []
+
+    def _last_known(self, id: str) -> JobState:
+        """Where this was when somebody last asked, which may have been the thread that looks on, a moment ago."""
+        held = self._held[id]
+        if held.state is not None and (held.state.state.started or not held.started):
+            return held.state.state
+        return JobState.RUNNING if held.started else JobState.QUEUED
 
     def _search(self, entries: Mapping[str, Entry]) -> None:
         """Submissions without an answer: by Grid Engine's own list; else what has not begun never will."""
@@ -349,17 +361,14 @@ class DrmaaBackend(BatchBackend):
     def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
         """One call for each job, or for an array of which all that lives is meant."""
         failures = {id: error for id in ids if (error := self._impossible(id, action)) is not None}
-        rest = [id for id in ids if id not in failures]
-        members: dict[str, list[str]] = {}
-        for one in self._grouped(rest):
-            members[one] = []
-        for id in rest:
-            members.setdefault(id if id in members else self._held[id].array or id, []).append(id)
-        for one, some in members.items():
+        grouped = self._grouped([id for id in ids if id not in failures])
+        if action in ENDING:
+            self._call_off(grouped)
+        for one, some in grouped.items():
             failures.update(self._controlled(one, some, action))
         self._expect()
         done = [id for id in ids if id not in failures]
-        if action in (Action.TERMINATE, Action.KILL):
+        if action in ENDING:
             for id in done:
                 self._held[id].ending = True
         self._tell(done, action)

@@ -219,19 +219,37 @@ def _cluster(site: str, name: str, made_by: str, given: Mapping[str, Any] = Mapp
 
 
 _BY_SCRIPT = {"test_not_a_program": "a file that is no program is given to a shell, which reads it as a script"}
+_SPARED = (
+    dict.fromkeys(
+        ("test_daemon_grandchild", "test_kill_other_session"),
+        "Grid Engine's kill spares those of root's processes that have left the job's process group",
+    )
+    if os.getuid() == 0
+    else {}
+)
 _GRID_ENGINE: dict[str, Any] = {
     "given": {"parallel_environment": "smp"},
     "inapplicable": {
         **_BY_SCRIPT,
-        "test_daemon_grandchild": "Grid Engine's own kill reaches a job's process group",
-        "test_kill_other_session": "Grid Engine's own kill reaches a job's process group",
+        **_SPARED,
         "test_grace": "Grid Engine ends jobs in one way, which kills them",
         "test_wallclock_asks_first": "Grid Engine ends jobs in one way, which kills them",
     },
 }
 
 SLURM = _cluster("slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM")
-SLURM_PLAIN = _cluster("slurm-plain", "slurm-plain", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM")
+SLURM_PLAIN = _cluster(
+    "slurm-plain",
+    "slurm-plain",
+    "wfl.contexts.batch.slurm:SlurmContext",
+    killed="SIGTERM",
+    inapplicable={
+        **_BY_SCRIPT,
+        "test_daemon_grandchild": "without cgroups Slurm's kill reaches the job's process tree",
+        "test_kill_other_session": "without cgroups Slurm's kill reaches the job's process tree",
+        "test_peak_memory": "without slurmdbd Slurm keeps no peak of memory",
+    },
+)
 GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE)
 DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
 

@@ -96,6 +96,149 @@ with Workflow(context(), raise_errors=True) as flow:
     assert said["usage"]
 
 
+def test_ten_thousand(program: Any) -> None:
+    """Ten thousand elements, held, are one call; no thread is there for each; one word ends them, and all are told."""
+    said = program("""
+import threading
+with Workflow(context(), raise_errors=True) as flow:
+    before = threading.active_count()
+    array = flow.run_array(10_000, "/bin/true", submit_as_hold=True)
+    one = array.tasks[0].tasks[5]
+    one.release()
+    one.wait_terminated(120)
+    during = threading.active_count() - before
+    array.kill().synchronize(600)
+    say(states=Counter(info.state for info in array.infos()), why=Counter(info.sub_state for info in array.infos()),
+        threads=during, calls=connection.library.calls)
+""")
+    assert said["states"] == {"done": 1, "failed": 9999}
+    assert said["why"]["cancelled"] == 9999
+    assert said["threads"] < 10
+    assert said["calls"]["runBulkJobs"] == 1
+    assert said["calls"]["control"] == 2
+    assert said["calls"].get("jobStatus", 0) < 1000
+
+
+def test_array_that_is_too_long(program: Any) -> None:
+    """The words with which Grid Engine refuses an array tell its limit, and nothing was submitted."""
+    said = program("""
+from wfl.contexts.drmaa import system
+with Workflow(context(), raise_errors=True):
+    limit = int(os.popen("qconf -sconf | sed -n 's/^max_aj_tasks *//p'").read())
+    attributes = {"remoteCommand": b"/bin/true", "nativeSpecification": b"-h"}
+    try:
+        connection.library.run_bulk(attributes, range(1, limit + 2))
+    except WflError as error:
+        say(limit=limit, most=system.most(str(error)))
+""")
+    assert said["most"] == said["limit"]
+
+
+def test_array_in_parts(program: Any) -> None:
+    """Where a site allows few elements in an array there are several, and each element has its own index."""
+    said = program("""
+from wfl.contexts.drmaa.library import Library
+from wfl.errors import DeniedByDrmsError
+run = Library.run_bulk
+def run_bulk(self, attributes, numbers):
+    if max(numbers) > 3:
+        raise DeniedByDrmsError("drmaa: job rejected: you tried to submit a job with more than 3 tasks")
+    return run(self, attributes, numbers)
+Library.run_bulk = run_bulk
+with Workflow(context(), raise_errors=True) as flow:
+    array = flow.run_array(range(10, 24, 2), "sh", "-c", "echo $TASK_ID").wait(120)
+    say(outputs=list(array.outputs().values()), arrays=len({id.partition(".")[0] for id in array.outputs()}))
+""")
+    assert said["outputs"] == ["10", "12", "14", "16", "18", "20", "22"]
+    assert said["arrays"] == 3
+
+
+def test_job_category(program: Any, site: dict[str, str], tmp_path: Path) -> None:
+    """A job category is what the site says that it is (qtask(5)); one that it has not is refused by name."""
+    real, root = Path(site["SGE_ROOT"]), tmp_path / "root"
+    for directory in ("", site["SGE_CELL"], f"{site['SGE_CELL']}/common"):
+        (root / directory).mkdir(exist_ok=True)
+        for path in (real / directory).iterdir():
+            if path.name not in (site["SGE_CELL"], "common"):
+                (root / directory / path.name).symlink_to(path)
+    (root / site["SGE_CELL"] / "common" / "qtask").write_text("long -ac how=long\n")
+    said = program(
+        """
+with Workflow(context()) as flow:
+    task = flow.run("sleep", "600", job_category="long").tasks[0]
+    shown = os.popen(f"qstat -j {task.id}").read()
+    say(shown=shown, error=str(flow.run("true", job_category="short").last_error))
+""",
+        SGE_ROOT=str(root),
+    )
+    assert "how=long" in said["shown"]
+    assert "Unknown job category (asked for: short" in said["error"]
+
+
+def test_native(program: Any) -> None:
+    """Native options are passed on; what Grid Engine says of wrong ones is the error, with the options."""
+    said = program("""
+with Workflow(context()) as flow:
+    task = flow.run("sleep", "600", extensions={"native": "-ac a=b -l h_cpu=77"}).tasks[0]
+    shown = os.popen(f"qstat -j {task.id}").read()
+    say(shown=shown, error=str(flow.run("true", extensions={"native": "-l nosuch=1"}).last_error))
+""")
+    assert "a=b" in said["shown"]
+    assert "h_cpu=77" in said["shown"]
+    assert 'unknown resource "nosuch" (asked for: -r n -l nosuch=1)' in said["error"]
+
+
+def test_limits_of_time(program: Any) -> None:
+    """What DRMAA's own attributes cannot say here: a limit is Grid Engine's h_rt; a deadline is kept by the program."""
+    said = program("""
+from datetime import UTC, datetime, timedelta
+with Workflow(context(), raise_errors=True) as flow:
+    limited = flow.run("sleep", "600", resource_limits={"WALLCLOCK_TIME": 3600})
+    shown = os.popen(f"qstat -j {limited.tasks[0].id}").read()
+    info = flow.run("sleep", "600", deadline_time=datetime.now(UTC) + timedelta(seconds=4)).wait(120).info()
+    say(shown=shown, why=info.sub_state)
+""")
+    assert "h_rt=3600" in said["shown"]
+    assert said["why"] == "timeout"
+
+
+def test_limit_without_the_program(program: Any) -> None:
+    """The limit of time is kept when the program is gone, and a later one is told that this was the reason."""
+    program("""
+flow = Workflow(context(detach=True), raise_errors=True)
+flow.run("sleep", "600", resource_limits={"WALLCLOCK_TIME": 2}).tasks[0].wait_started(120)
+say()
+os._exit(0)
+""")
+    said = program("""
+with Workflow(context(detach=True), raise_errors=True) as flow:
+    (job,) = flow.jobs()
+    say(why=job.wait(200).info().sub_state)
+    job.reap_all()
+""")
+    assert said["why"] == "timeout"
+
+
+def test_paths(program: Any, tmp_path: Path) -> None:
+    """Relative paths are below the program's directory, output that has no path is kept in the context's."""
+    said = program(
+        """
+os.chdir(rest[0])
+with Workflow(context(), raise_errors=True) as flow:
+    given = flow.run("sh", "-c", "pwd; echo oops >&2", output_path="out", error_path="err").wait(120)
+    kept = flow.run("echo", "kept").wait(120)
+    here = [os.path.join(path, name) for path, _, names in os.walk(directory) for name in names]
+    say(output=given.output(), out=open("out").read(), err=open("err").read(), kept=kept.output(),
+        inside=[name for name in here if "/out/" in name and open(name).read() == "kept\\n"])
+""",
+        str(tmp_path),
+    )
+    assert said["output"] == str(tmp_path)
+    assert (said["out"], said["err"]) == (f"{tmp_path}\n", "oops\n")
+    assert said["kept"] == "kept"
+    assert len(said["inside"]) == 1
+
+
 def test_values_arrive(program: Any) -> None:
     """What the library's own environment attribute would cut at "=" arrives, as do quotes and line breaks."""
     said = program("""
@@ -136,6 +279,25 @@ say()
     said = program(lines)
     assert said["ended"] - said["time"] < 5
     assert "goes on" in said["errors"]
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_end_is_not_delayed_by_many(program: Any, detach: bool) -> None:  # noqa: FBT001
+    """Nor do a thousand jobs that wait, whether they go on or are ended."""
+    said = program(f"""
+flow = Workflow(context(detach={detach}), raise_errors=True)
+array = flow.run_array(1000, "sleep", "600", submit_as_hold=True)
+say()
+""")
+    assert said["ended"] - said["time"] < 5
+    if detach:
+        assert "1000 tasks go on" in said["errors"]
+        said = program("""
+with Workflow(context(detach=False), raise_errors=True) as flow:
+    flow.kill_all()
+    say(states=Counter(info.state for job in flow.jobs() for info in job.synchronize(600).infos()))
+""")
+        assert said["states"] == {"failed": 1000}
 
 
 def test_coming_back(program: Any) -> None:
@@ -225,6 +387,18 @@ flow.close()
     assert not program(lines, DRMAA_LIBRARY_PATH=str(PLAIN_LIBRARY), **cure)["error"]
 
 
+def test_no_library_named(program: Any) -> None:
+    """Where nothing says which library to use, and none is found, the error says how to name it."""
+    said = program("""
+import ctypes.util
+ctypes.util.find_library = lambda name: None
+del os.environ["DRMAA_LIBRARY_PATH"]
+say(error=str(Workflow(context()).error))
+""")
+    assert "set DRMAA_LIBRARY_PATH to the scheduler's libdrmaa.so" in said["error"]
+    assert "\n" not in said["error"]
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -259,3 +433,17 @@ with Workflow(context(), raise_errors=True) as flow:
     assert "forked" in said["child"]
     assert "spawn" in said["child"]
     assert said["parent"] == "done"
+
+
+def test_forked_child_leaves(program: Any) -> None:
+    """A child that ends as programs do leaves the parent's session and jobs alone."""
+    said = program("""
+with Workflow(context(), raise_errors=True) as flow:
+    job = flow.run("sh", "-c", "sleep 4; exit 5")
+    child = os.fork()
+    if not child:
+        sys.exit(0)
+    _, status = os.waitpid(child, 0)
+    say(child=status, attached=DrmaaContext.attached_to() is not None, status=job.wait(120).exit_status())
+""")
+    assert (said["child"], said["attached"], said["status"]) == (0, True, 5)

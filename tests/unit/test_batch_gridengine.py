@@ -5,6 +5,7 @@ The answers in tests/data/batch/gridengine are those of 8.1.9; lines that are no
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -209,7 +210,21 @@ def test_memory_is_asked_as_the_site_counts_it() -> None:
 def test_system_and_architecture_are_one(system: str | None, architecture: str | None, expected: str) -> None:
     """DRMAA2's names become patterns; the site's own are taken as they are."""
     template = JobTemplate(remote_command="true", machine_os=system, machine_arch=architecture)
-    assert options(template) == ["-l", f"arch={expected}"]
+    assert options(template) == ["-l", f"arch={expected}", "-w", "e"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"min_phys_memory": 5},
+        *({"extensions": {name: value}} for name, value in (("memory_per_cpu", "4G"), ("gpus", "1"))),
+        *({"extensions": {name: value}} for name, value in (("resources", "scratch=1"), ("native", "-l scratch=1"))),
+    ],
+)
+def test_only_what_never_changes_is_verified(fields: dict[str, object]) -> None:
+    """A kind of machine that there is not is refused at once; not so what only the load of now does not allow."""
+    template = JobTemplate(remote_command="true", machine_os="LINUX", **fields)  # type: ignore[arg-type]
+    assert "-w" not in options(template)
 
 
 @pytest.mark.parametrize(
@@ -663,6 +678,28 @@ def test_suspending_what_waits_is_an_error(site: Site) -> None:
     failures = site.backend.control(["15"], Action.SUSPEND)
     assert isinstance(failures["15"], InvalidStateError)
     assert words in str(failures["15"])
+
+
+def test_the_next_word_waits_for_a_signal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grid Engine loses one that comes too soon after it: to resume what was just suspended, or to kill."""
+    monkeypatch.setattr(GridEngine, "rest", 0.2)
+    site.answers["qmod"] = "root - suspended job 15\n"
+    times = []
+    for action in (Action.HOLD, Action.SUSPEND, Action.RESUME, Action.TERMINATE, Action.KILL):
+        assert site.backend.control(["15"], action) == {}
+        times.append(time.monotonic())
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert [gap >= 0.2 for gap in gaps] == [False, True, True, False]
+
+
+def test_closing_waits_for_a_signal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no suspended job stays that was killed in the same moment."""
+    monkeypatch.setattr(GridEngine, "rest", 0.2)
+    site.answers["qmod"] = "root - suspended job 15\n"
+    assert site.backend.control(["15"], Action.SUSPEND) == {}
+    before = time.monotonic()
+    site.backend.close(end=True)
+    assert time.monotonic() - before >= 0.2
 
 
 def test_an_id_that_is_not_known_yet_is_not_asked_about(site: Site) -> None:

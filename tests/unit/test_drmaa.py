@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -504,6 +505,36 @@ def test_array_that_is_too_long(fake: FakeLibrary, flow: Workflow) -> None:
     assert sorted(Counter(id.partition(".")[0] for id in fake.jobs).values()) == [20, 40, 40]
 
 
+def run_element(given: Mapping[str, Any], number: int) -> int:
+    """What a machine of the cluster does with one element; the exit status."""
+    argv = ["/bin/sh", *(os.fsdecode(word) for word in given["args"] if word != b"-l")]
+    return subprocess.run(argv, env={"SGE_TASK_ID": str(number)}, check=False, timeout=PATIENCE).returncode
+
+
+def test_indexes_of_parts(fake: FakeLibrary, flow: Workflow, tmp_path: Path) -> None:
+    """The elements of each part have their own indexes, also those that begin when the last part is submitted."""
+    fake.denied.append(DeniedByDrmsError("drmaa: job rejected: you tried to submit a job with more than 2 tasks"))
+    array = flow.run_array(range(10, 19, 2), "sh", "-c", f"echo $TASK_ID >>{tmp_path}/ran")
+    for part, given in enumerate(fake.given):
+        assert [run_element(given, number) for number in (1, 2)[: 1 if part == 2 else 2]].count(0) == 2 - part // 2
+    assert (tmp_path / "ran").read_text().split() == ["10", "12", "14", "16", "18"]
+    fake.end(*list(fake.jobs), aborted=True)
+    array.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_killed_before_it_begins(fake: FakeLibrary, flow: Workflow, tmp_path: Path, whole: bool) -> None:  # noqa: FBT001
+    """Grid Engine may lose a kill at the very beginning: the job's own script sees to it that nothing is run."""
+    array = flow.run_array(3, "sh", "-c", f"echo $TASK_ID >>{tmp_path}/ran")
+    elements = array.tasks[0]
+    (elements if whole else elements.tasks[1]).terminate()  # type: ignore[union-attr]
+    statuses = [run_element(fake.given[0], number) for number in (1, 2, 3)]
+    assert statuses == ([-9, -9, -9] if whole else [0, -9, 0])
+    assert not whole or not (tmp_path / "ran").exists()
+    fake.end(*list(fake.jobs), aborted=True)
+    array.wait(PATIENCE)
+
+
 def test_refused_array(fake: FakeLibrary, flow: Workflow) -> None:
     """Another refusal is not tried again."""
     fake.denied.append(DeniedByDrmsError("drmaa: no such queue"))
@@ -590,6 +621,24 @@ def test_coming_back(fake: FakeLibrary, tmp_path: Path) -> None:
         write_end(tmp_path, living.id, 0)
         found[living.id].wait_terminated(PATIENCE)
         assert found[living.id].output() == "hello"
+
+
+def test_held_when_found(fake: FakeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A held job is found held, also when the thread that looks on has asked in the same moment."""
+    with Workflow(DrmaaContext(directory=tmp_path / "jobs"), raise_errors=True) as flow:
+        (task,) = flow.run("true", submit_as_hold=True).tasks
+    fake.jobs[task.id] = "user_on_hold"
+    states = backend.DrmaaBackend._states  # noqa: SLF001
+
+    def twice(self: Any, ids: Iterable[str]) -> Any:
+        every = list(ids)
+        states(self, every)
+        return states(self, every)
+
+    monkeypatch.setattr(backend.DrmaaBackend, "_states", twice)
+    with Workflow(DrmaaContext(directory=tmp_path / "jobs"), raise_errors=True) as flow:
+        (found,) = flow.jobs()
+        assert found.state is JobState.QUEUED_HELD
 
 
 def test_control(fake: FakeLibrary, flow: Workflow) -> None:

@@ -395,8 +395,8 @@ def test_native_array_is_one_request(open_session: Open) -> None:
 def test_native_array_that_waits(open_session: Open, field: str) -> None:
     """Nor does a hold cut it up where the system itself holds, nor a deadline."""
     system = FakeSystem()
-    value = soon(3600) if field == "deadline_time" else True
-    array = open_session(system).start_array(JobTemplate(remote_command="x").replace(**{field: value}), range(2000))
+    given: dict[str, Any] = {field: soon(3600) if field == "deadline_time" else True}
+    array = open_session(system).start_array(JobTemplate(remote_command="x", **given), range(2000))
     assert (system.calls["submit"], len(system.submitted)) == (1, 2000)
     array.release() if field == "submit_as_hold" else None
     assert {state(task) for task in array} == {JobState.DONE}
