@@ -6,6 +6,7 @@ import getpass
 import logging
 import os
 import shlex
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from msgspec import structs
 
 from wfl.backend import Action
 from wfl.contexts.batch.command import Commands
-from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, WflError
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, TryLaterError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ log = logging.getLogger("wfl")
 
 IDS = 500
 """Ids on one command line."""
+REFUSED = 60.0
+"""Seconds after which it is believed that records cannot be had, where the words of the refusal do not say so."""
 SHOWN = 5
 """Ids in a line for people."""
 ENDING = (Action.TERMINATE, Action.KILL)
@@ -47,6 +50,7 @@ class Client:
             leads=scheduler.leads,
         )
         self._rung = 0  # of the scheduler's kinds of records: the first that can be had
+        self._refused = 0.0  # since when that is refused
         self._most: int | None = None
         self._most_known = False
 
@@ -59,7 +63,8 @@ class Client:
         try:
             return self.scheduler.accepted(self.commands.run(command, surroundings))
         except DeniedByDrmsError as error:
-            raise DeniedByDrmsError(f"{error} (asked for: {' '.join(command[1:-1])})") from error
+            kind = TryLaterError if self.scheduler.busy(str(error)) else DeniedByDrmsError
+            raise kind(f"{error} (asked for: {' '.join(command[1:-1])})") from error
 
     def highest(self) -> int | None:
         """The highest number that an array's element may have; None: no limit."""
@@ -96,18 +101,30 @@ class Client:
 
     def accounts(self, ids: Sequence[str], since: datetime) -> dict[str, Account]:
         """What the records say of these jobs and arrays, of an array by its elements' ids."""
-        found: dict[str, Account] = {}
-        while self.keeps_records:
+        rung, rungs = self._rung, self.scheduler.rungs
+        while rung < rungs:
             try:
-                for part in _parts(ids):
-                    for command in self.scheduler.records(part, user(), self._rung, since):
-                        for account in self.scheduler.accounts(self._answer(command), self._rung):
-                            found[self._id(account)] = account
+                found = self._records(ids, since, rung)
             except DeniedByDrmsError as error:
-                log.info("%s keeps no such records: %s", self.scheduler.name, error)
-                self._rung += 1
+                rung, now = rung + 1, time.monotonic()
+                self._refused = self._refused or now
+                if self.scheduler.keeps_none(str(error)) or now - self._refused > REFUSED:
+                    log.info("%s keeps no such records: %s", self.scheduler.name, error)
+                    self._rung, self._refused = rung, 0.0
+                elif rung == rungs:  # this is no answer, for now
+                    raise
             else:
-                break
+                if rung == self._rung:
+                    self._refused = 0.0
+                return found
+        return {}
+
+    def _records(self, ids: Sequence[str], since: datetime, rung: int) -> dict[str, Account]:
+        found: dict[str, Account] = {}
+        for part in _parts(ids):
+            for command in self.scheduler.records(part, user(), rung, since):
+                for account in self.scheduler.accounts(self._answer(command), rung):
+                    found[self._id(account)] = account
         return found
 
     def _id(self, account: Account) -> str:

@@ -33,11 +33,12 @@ def how_it_ended(
     cause: SubState | None,
     began: bool,
     words: Callable[[], str],
+    listed: str | None = None,
 ) -> JobInfo:
     """The whole end of one job.
 
-    `cause`: why, where the scheduler's list said so before; `began`: whether the job is known to have run; `words`: the
-    last of the scheduler's log, for an end of which nobody knows more.
+    `cause`: why, where the scheduler's list said so before, and `listed` its words; `began`: whether the job is known
+    to have run; `words`: the last of the scheduler's log, for an end of which nobody knows more.
     """
     if end is not None and end.refused is not None:
         return ended(id, sub_state="launch_failure", annotation=end.refused, finish_time=end.time)
@@ -48,6 +49,8 @@ def how_it_ended(
     status = number = None
     if account is not None:
         cause, status, number = account.cause, account.exit_status, account.signal
+    if cause is not None and listed is not None and listed.startswith(info.annotation or ""):  # and says more
+        told["annotation"] = listed
     by = signal_name(number) if number else None
     if end is not None:
         status, by = end.status, _signal_of(end)
@@ -73,7 +76,7 @@ def _told(end: End, info: JobInfo) -> dict[str, Any]:
     """What the job's own record knows better than the scheduler's, which has whole seconds."""
     begun = end.time - end.wallclock if end.wallclock is not None else None
     found = {
-        "annotation": end.unsaved or info.annotation,
+        "annotation": end.unsaved,
         "finish_time": _finer(info.finish_time, end.time),
         "dispatch_time": _finer(info.dispatch_time, begun),
         "wallclock_time": end.wallclock or info.wallclock_time,

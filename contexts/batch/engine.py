@@ -23,7 +23,7 @@ from wfl.contexts.batch import script
 from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
 from wfl.contexts.batch.ending import Ending
 from wfl.contexts.batch.ends import how_it_ended
-from wfl.contexts.batch.place import Entry, Place, Wave, read_part
+from wfl.contexts.batch.place import ELEMENT, KINDS, Entry, Place, Wave, read_part
 from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, extension
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wfl.backend import Outcome, Report, Stream
+    from wfl.contexts.batch.place import End
     from wfl.contexts.batch.scheduler import Scheduler, Seen
     from wfl.drmaa2 import JobTemplate
 
@@ -75,6 +76,10 @@ LOOK = (0.25, 5.0)
 SLOWER = 1.5
 USAGE = 5.0
 """Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
+AGAIN = 0.1
+"""Seconds after which records that lacked an end are asked for again, """
+SHARE = 4.0
+"""and how much longer the pause is than the last answer took."""
 LATE = 10.0
 """Seconds that the output of a job that has ended is waited for."""
 GONE = 30.0
@@ -88,6 +93,15 @@ _DONE = {
 }
 """The states of jobs that have done what they were told."""
 _SIGNALS = (Action.SUSPEND, Action.RESUME)
+
+
+ALIAS = "~"
+"""In an id: what follows tells a job from an earlier one with the same id, and the scheduler does not know it."""
+
+
+def native(id: str) -> str:
+    """What the scheduler calls it."""
+    return id.partition(ALIAS)[0]
 
 
 class Held:
@@ -135,10 +149,12 @@ class BatchBackend(Backend):
         self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
         self._lock = threading.RLock()
         self._held: dict[str, Held] = {}
+        self._again: dict[str, str] = {}  # by what the scheduler calls it: an id that it has given before
         self._by_key: dict[str, str] = {}
         self._left: dict[str, int] = {}  # by array's key: elements that were not reaped
         self._living: dict[str, set[str]] = {}  # by program: ids that have not ended
-        self._asked = self._accounted = -ASK[1]
+        self._asked = -ASK[1]
+        self._accounted = 0.0  # when records may be asked for again
         self._pause = ASK[0]
         self._programs: set[str] = set()
 
@@ -258,6 +274,7 @@ class BatchBackend(Backend):
             login=login,
             reserved=scheduler.reserved,
             passed_on=scheduler.passed_on(entry.template),
+            alone=scheduler.alone,
         )
 
     def _waves(self, indexes: range) -> list[Wave]:
@@ -276,18 +293,47 @@ class BatchBackend(Backend):
     def _hold(self, entry: Entry, ids: Mapping[int, str]) -> list[str]:
         """Know from now on what the scheduler has."""
         found = []
+        forgotten: list[str] = []
         with self._lock:
             living = self._living.setdefault(entry.key.rpartition("-")[0], set())
             for part, id in ids.items():
-                for one, held in self._members(entry, part, id):
+                for given, held in self._members(entry, part, id):
+                    one = self._by_key.get(held.key) or self._called(given, held)
                     if one not in self._held:
+                        if one != given:
+                            forgotten.append(self._again[given])
+                            self._again[given] = one
                         self._held[one] = held
                         self._by_key[held.key] = one
                         living.add(one)
                     found.append(one)
             if entry.indexes is not None:
                 self._left.setdefault(entry.key, len(entry.indexes))
+        lost = [info for id in forgotten if (info := self._forgotten(id)) is not None]
+        if lost:
+            self._report(lost)
         return found
+
+    def _called(self, given: str, held: Held) -> str:
+        """What a job is called here: as the scheduler calls it, or that and more where it has given its id before.
+
+        One that was killed may have forgotten its last jobs, and begins again where it had written down that it was.
+        """
+        if given not in self._held and given not in self._again:
+            return given
+        self._again.setdefault(given, given)
+        if held.array is not None:
+            held.array = f"{held.array}{ALIAS}{held.entry.key}"
+        return f"{given}{ALIAS}{held.key}"
+
+    def _forgotten(self, id: str) -> JobInfo | None:
+        """The end of a job whose id the scheduler has given to another."""
+        held = self._held.get(id)
+        if held is None or not any(id in living for living in self._living.values()):
+            return None
+        if self.place.end(held.key) is not None:
+            return fact(id=id, state=JobState.DONE)
+        return self._over(id, ended(id, sub_state="lost", annotation=f"{self.name} has given its id to another job"))
 
     def _members(self, entry: Entry, part: int, id: str) -> Iterator[tuple[str, Held]]:
         if entry.waves is None:
@@ -351,12 +397,15 @@ class BatchBackend(Backend):
                         stuck.append(id)
                     else:
                         found += self._told(id, seen)
-        found += self._remove(stuck)
         missing = wanted - there
-        if missing:  # they have ended, and are in the list no more
-            known = self._ended_elsewhere(missing)
-            found += known
-            missing -= {info.id or "" for info in known}
+        try:
+            found += self._remove(stuck)
+            known = self._ended_elsewhere(missing) if missing else []  # they have ended, and are in the list no more
+        except WflError as error:  # what the list tells is told once
+            log.info("%s: the rest of the question has no answer now: %s", self.name, error)
+            return found, []
+        found += known
+        missing -= {info.id or "" for info in known}
         gone, now = [], time.monotonic()
         for id in sorted(missing):
             held = self._held[id]
@@ -366,22 +415,23 @@ class BatchBackend(Backend):
                 words = "it was deleted before it began"
                 found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
             elif late:
-                account = self._explained(held, Account(id, None))
+                account = self._explained(held, Account(native(id), None))
                 if account.cause is None:
                     gone.append(id)
                 else:
-                    found.append(self._ended(id, held, account))
+                    found.append(self._ended(id, held, self.place.end(held.key), account))
         return found, gone
 
     def _remove(self, ids: Sequence[str]) -> list[JobInfo]:
         """Delete what the scheduler holds and will not run; their ends, with its reasons."""
         if not ids:
             return []
-        reasons = self.client.reasons(sorted({self._held[id].array or id for id in ids}))
+        reasons = self.client.reasons(sorted({native(self._held[id].array or id) for id in ids}))
         self._cancel(list(self._grouped(ids)))
         found = []
         for id in ids:
-            words = reasons.get(id) or reasons.get(self._held[id].array or id) or f"{self.name} could not start it"
+            words = reasons.get(native(id)) or reasons.get(native(self._held[id].array or id))
+            words = words or f"{self.name} could not start it"
             found.append(self._over(id, ended(id, sub_state="launch_failure", annotation=words)))
         return found
 
@@ -394,10 +444,11 @@ class BatchBackend(Backend):
 
     def _ids(self, seen: Seen) -> Iterable[str]:
         if seen.numbers is None:
-            yield seen.id
+            yield self._again.get(seen.id, seen.id)
         for numbers in seen.numbers or ():
             for number in numbers:
-                yield self.scheduler.element(seen.id, number)
+                id = self.scheduler.element(seen.id, number)
+                yield self._again.get(id, id)
 
     def _told(self, id: str, seen: Seen) -> list[JobInfo]:
         """A fact from the list, if it is new."""
@@ -430,34 +481,42 @@ class BatchBackend(Backend):
         todo = {id: self._held[id] for id in ids if id in self._held}
         for held in todo.values():
             held.since = held.since or now
-        ends = {id: self.place.end(held.key) for id, held in todo.items()}
         waiting = sum(map(len, self._living.values())) - len(todo)
         oldest = min((held.since for held in todo.values()), default=now)
         enough = not waiting or len(todo) >= TOGETHER or now - oldest >= min(PER_JOB * waiting, ASK[1])
-        if not enough or now - self._accounted < LOOK[0]:
+        if not enough or now < self._accounted:
             return []
-        self._accounted = now
         try:
             accounts = self._accounts(todo)
         except WflError as error:
             log.info("%s: the records of ends cannot be had now: %s", self.name, error)
             accounts = {}
+        took = time.monotonic() - now
+        self._accounted = now + took + max(AGAIN, SHARE * took)
         found = []
         for id, held in todo.items():
-            end, account = ends[id], accounts.get(id)
+            end, account = self.place.end(held.key), accounts.get(id)
             late = not self.client.keeps_records or now - held.since > USAGE
             told = end is not None or (held.cause is not None and self.client.forgets)
             if (account is not None and account.over) or (told and late):
-                found.append(self._ended(id, held, account))
+                found.append(self._ended(id, held, end, account))
         return found
 
-    def _ended(self, id: str, held: Held, account: Account | None) -> JobInfo:
+    def _ended(self, id: str, held: Held, own: End | None, account: Account | None) -> JobInfo:
         """The whole end of one job."""
-        own = self.place.end(held.key)
-        if own is None and account is not None and account.cause is None and account.signal:
+        if account is None and own is not None and own.status:
+            told = self._explained(held, Account(id, None))
+            account = None if told.cause is None else told
+        elif own is None and account is not None and account.cause is None and account.signal:
             account = self._explained(held, account)
         info = how_it_ended(
-            id, own, account, cause=held.cause, began=self._began(held), words=lambda: self.place.log(held.key)
+            id,
+            own,
+            account,
+            cause=held.cause,
+            began=self._began(held),
+            words=lambda: self.place.log(held.key),
+            listed=held.state.annotation if held.state is not None and held.state.state.ended else None,
         )
         return self._over(id, info)
 
@@ -480,8 +539,10 @@ class BatchBackend(Backend):
 
     def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
         """What the scheduler's records say of these; nothing where it keeps none."""
-        wanted = sorted({self._held[id].array or id for id in ids})
-        return self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
+        ids = list(ids)
+        wanted = sorted({native(self._held[id].array or id) for id in ids})
+        found = self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
+        return {self._again.get(id, id): account for id, account in found.items()}
 
     # -- finding again --
 
@@ -597,7 +658,7 @@ class BatchBackend(Backend):
 
     def _order(self, ids: Sequence[str], action: Action) -> None:
         """Tell the scheduler to do it to all of these."""
-        self.client.order(ids, action)
+        self.client.order([native(id) for id in ids], action)
 
     def _call_off(self, grouped: Mapping[str, Sequence[str]]) -> None:
         """Whatever the scheduler makes of it, what has not begun yet is not to run: jobs, elements, whole arrays."""
@@ -689,7 +750,7 @@ class BatchBackend(Backend):
                 for living in self._living.values():
                     living.discard(id)
             self._by_key.pop(held.key, None)
-            self.place.forget(held.key)
+            self.place.forget(held.key, KINDS if held.array is None else ELEMENT)
             if held.array is not None:
                 self._left[held.entry.key] -= 1
                 if not self._left[held.entry.key]:
@@ -705,16 +766,16 @@ class BatchBackend(Backend):
             return
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]
-        own = {held.array or id for id, held in living if self.ending.is_own(held.entry.key)}
+        own = {native(held.array or id) for id, held in living if self.ending.is_own(held.entry.key)}
         self._let_rest(id for id, _ in living)
         self.ending.close(sorted(own))
 
     def _cancel(self, ids: Sequence[str]) -> None:
-        self.client.cancel(ids)
+        self.client.cancel([native(id) for id in ids])
 
     def how_to_cancel(self, ids: Collection[str]) -> str:
         """In the scheduler's own words, too."""
-        known = dict.fromkeys(held.array or id for id in ids if (held := self._held.get(id)) is not None)
+        known = dict.fromkeys(native(held.array or id) for id in ids if (held := self._held.get(id)) is not None)
         theirs = f", or {how_to_cancel(self.scheduler, list(known))}" if known else ""
         return super().how_to_cancel(ids) + theirs
 

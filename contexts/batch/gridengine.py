@@ -242,6 +242,16 @@ class GridEngine(Scheduler):
         low = words.lower()
         return any(text in low for text in _DOWN)
 
+    def busy(self, words: str) -> bool:
+        """By max_u_jobs, or max_jobs, of sge_conf(5)."""
+        low = words.lower()
+        return "jobs are allowed per" in low or "try again later" in low
+
+    def keeps_none(self, words: str) -> bool:
+        """There is no file of records."""
+        low = words.lower()
+        return "no such file" in low or "no jobs running since startup" in low
+
     def unknown(self, words: str) -> bool:
         """It has ended, or never was."""
         low = words.lower()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop"]
 KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop")
+ELEMENT: tuple[Kind, ...] = ("run", "end", "out", "err", "stop")
+"""Those that each element of an array has."""
 WHOLE = "."
 """The last line of an end: a file that lacks it is still being written."""
 
@@ -150,7 +152,10 @@ class Place:
                 text, changed = file.read(), os.fstat(file.fileno()).st_mtime
         except OSError:
             return None
-        return _end(text, datetime.fromtimestamp(changed, UTC))
+        try:
+            return _end(text, datetime.fromtimestamp(changed, UTC))
+        except ValueError:  # no script wrote that
+            return None
 
     def began(self, key: str) -> datetime | None:
         """When the job began, by the file system's clock."""
@@ -180,9 +185,9 @@ class Place:
         with contextlib.suppress(OSError):  # the scheduler is told, too
             os.close(_private(self.path("stop", key), os.O_CREAT | os.O_WRONLY))
 
-    def forget(self, key: str) -> None:
-        """Remove all of one job or element; of an array, what is common to its elements is `forget(array)`."""
-        for kind in KINDS:
+    def forget(self, key: str, kinds: Iterable[Kind] = KINDS) -> None:
+        """Remove all of one job, or what an array's elements have in common; or of one element, with its `kinds`."""
+        for kind in kinds:
             with contextlib.suppress(OSError):
                 os.remove(self.path(kind, key))
 
@@ -243,7 +248,7 @@ def read_part(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
 
 def _end(text: str, time: datetime) -> End | None:
     """The lines that the script has written: a name and a value each, then what `times` prints, then WHOLE."""
-    *lines, last = text.splitlines() or [""]
+    *lines, last = text.removesuffix("\n").split("\n")
     if last != WHOLE:
         return None
     said: dict[str, str] = {}

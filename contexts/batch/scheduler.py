@@ -120,6 +120,9 @@ class Scheduler(ABC):
     script asks for a login shell itself, to have what the site gives to every login. None: nothing is passed on."""
     leads: ClassVar[str | None] = None
     """The variable with the path of its configuration, if its commands look long for a file that is not there."""
+    alone: ClassVar[str] = ""
+    """Patterns, as a shell's `case` has them, of lines in a job's /proc/self/cgroup: where there is such a one, the
+    scheduler's signals reach the script's shell and none of its children, so it passes SIGTERM on."""
     reserved: ClassVar[frozenset[int]] = frozenset()
     """Exit statuses by which a script tells the scheduler something else than how its command has ended."""
     silent: ClassVar[bool] = False
@@ -212,6 +215,16 @@ class Scheduler(ABC):
     @abstractmethod
     def down(self, words: str) -> bool:
         """Whether an error's words say that the scheduler was not reached."""
+
+    def busy(self, words: str) -> bool:
+        """Whether an error's words say that there is no room for a job now."""
+        del words
+        return False
+
+    def keeps_none(self, words: str) -> bool:
+        """Whether an error's words say that records of this kind are not kept, and not that something went wrong."""
+        del words
+        return True
 
     def unknown(self, words: str) -> bool:
         """Whether an error's words say that there is no such job any more, or that it has ended."""

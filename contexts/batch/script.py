@@ -35,6 +35,12 @@ _ULIMIT = {
 }
 """The shell's options, and how many of their units are in one of ours: 512 bytes in a KiB, as POSIX has it."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PIECES = {INDEX: '"$wfl_index"', "\r": '"$wfl_cr"'}
+"""What stands in the script for the placeholder of the index, and for what sbatch takes in no script."""
+_SPLIT = re.compile("(" + "|".join(map(re.escape, _PIECES)) + ")")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SHELLS = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "IFS", "OPTIND", "PPID", "PS4", "SHELLOPTS", "UID", "_"})
+"""Variables that a shell does not let be set, or goes by itself: `env` sets them."""
 _SIGNALS = "HUP INT QUIT TERM USR1 USR2 XCPU XFSZ"
 """They reach all processes of a job, also this shell, which has to live on to tell how the command has ended."""
 
@@ -50,52 +56,57 @@ def script(
     login: bool = False,
     reserved: Iterable[int] = (),
     passed_on: str | None = None,
+    alone: str = "",
 ) -> str:
     """The whole script for one job, or for an array whose elements find their number in the variable `number`.
 
     An element's index is `first + step * number`, with `first` as a number or in the shell's words; `id` is what a
     shell there finds its id by. The script itself never ends with one of the statuses `reserved`. `passed_on`: a signal
-    that reaches the script's shell alone.
+    that reaches the script's shell alone; `alone`: patterns of the control groups in which SIGTERM does so, too.
     """
     template = entry.template
     lines = [
         "(",
         *_surroundings(template),
-        f"exec {'$wfl_env ' if passed_on else ''}{_command(template)} {_streams(template)}",
+        *_environment(entry),
+        _can_be_run(template),
+        f"exec {'$wfl_env ' if passed_on else ''}{_by_env(template)}{_command(template)} {_streams(template)}",
         ")",
         'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
         *_stage_out(template),
         *_end(reserved),
     ]
-    return "\n".join(
-        [
-            f"#!/bin/sh{' -l' if login else ''}",
-            f"# {entry.key}",
-            f'wfl_id="{id}"',
-            *_beginning(entry, place, number, first, step),
-            *_environment(template),
-            *(_passing_on(passed_on, lines) if passed_on else lines),
-            "",
-        ]
-    )
+    lines = [
+        *_beginning(entry, place, number, first, step),
+        *(_passing_on(lines, passed_on, alone) if passed_on or alone else lines),
+    ]
+    head = [f"#!/bin/sh{' -l' if login else ''}", f"# {entry.key}", f'wfl_id="{id}"']
+    if any(_PIECES["\r"] in line for line in lines):
+        head += [r"wfl_cr=$(printf '\r')"]
+    return "\n".join([*head, *lines, ""])
 
 
-def _passing_on(signal: str, lines: Iterable[str]) -> list[str]:
-    """The same beside a shell that gives a signal to its whole process group.
+def _passing_on(lines: Iterable[str], signal: str | None, alone: str) -> list[str]:
+    """The same with a shell beside it that gives signals to its whole process group, where they do not reach that.
 
-    A shell that has a command in its foreground would do that after the command's end only; commands in the background
-    begin with SIGINT and SIGQUIT ignored, which `env` can undo.
+    A shell that has a command in its foreground would do that after the command's end only. In the background some
+    shells have SIGINT and SIGQUIT ignored, which `env` can undo at the price of two programs.
     """
     again = "--default-signal=INT,QUIT"
+    tell = f'for wfl_rest in {signal or ""} ${{wfl_alone:+TERM}}; do trap "wfl_pass_on $wfl_rest" $wfl_rest; done'
     return [
-        f"wfl_env=; env {again} true 2>/dev/null && wfl_env='env {again}'",
-        "{",
-        f"trap : {_SIGNALS} {signal}",
+        *([f'wfl_env=; env {again} true 2>/dev/null && wfl_env="$(command -v env) {again}"'] if signal else []),
+        "wfl_job() {",
+        f"trap : {_SIGNALS} {signal or ''}".rstrip(),
         *lines,
-        "} &",
-        f"wfl_pass_on() {{ wfl_again=yes; trap '' {signal}; kill -s {signal} 0; trap wfl_pass_on {signal}; }}",
+        "}",
+        "wfl_alone=",
+        *(_look_for(alone) if alone else []),
+        *([] if signal else ['[ -n "$wfl_alone" ] || wfl_job']),
+        'wfl_pass_on() { wfl_again=yes; trap \'\' "$1"; kill -s "$1" 0; trap "wfl_pass_on $1" "$1"; }',
         f"trap wfl_again=yes {_SIGNALS}",
-        f"trap wfl_pass_on {signal}",
+        tell,
+        "wfl_job &",
         "wfl_again=yes wfl_status=",
         'while [ "$wfl_again" = yes ]; do',
         'wfl_again=no; wait "$!"; wfl_now=$?',
@@ -105,9 +116,17 @@ def _passing_on(signal: str, lines: Iterable[str]) -> list[str]:
     ]
 
 
+def _look_for(groups: str) -> list[str]:
+    return [
+        "if [ -r /proc/self/cgroup ]; then",
+        f"while read -r wfl_rest; do case $wfl_rest in {groups}) wfl_alone=yes ;; esac; done </proc/self/cgroup",
+        "fi",
+    ]
+
+
 def quoted(text: str) -> str:
     """A string for the shell; the placeholder of the index stands for the element's own."""
-    return '"$TASK_ID"'.join(shlex.quote(part) if part or INDEX not in text else "" for part in text.split(INDEX))
+    return "".join(_PIECES.get(part) or shlex.quote(part) for part in _SPLIT.split(text) if part) or "''"
 
 
 def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: int) -> list[str]:
@@ -116,20 +135,14 @@ def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: 
     if entry.indexes is not None:
         index = f"${{{number}}}" if (first, step) == (0, 1) else f"$(( {first} + {step} * ${{{number}}} ))"
         lines += [
-            f"TASK_ID={index}",
+            f"wfl_index={index}",
             '[ -e "$wfl_stop" ] && kill -9 $$',
-            'for wfl_kind in stop run end out err; do eval "wfl_$wfl_kind=\\$wfl_$wfl_kind.\\$TASK_ID"; done',
+            'for wfl_kind in stop run end out err; do eval "wfl_$wfl_kind=\\$wfl_$wfl_kind.\\$wfl_index"; done',
         ]
     elif entry.index is not None:
-        lines += [f"TASK_ID={entry.index}"]
-    else:
-        lines += ["unset TASK_ID"]
-    if entry.indexes is not None or entry.index is not None:
-        lines += ["export TASK_ID"]
+        lines += [f"wfl_index={entry.index}"]
     return [
         *lines,
-        f"JOB_ID={quoted(entry.job_id)}",
-        "export JOB_ID",
         f"trap : {_SIGNALS}",
         # Whoever gave up on this job has removed what it needs: it must not run any more.
         '[ -e "$wfl_job" ] || exit 125',
@@ -144,13 +157,27 @@ def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: 
     ]
 
 
-def _environment(template: JobTemplate) -> list[str]:
-    lines = []
-    for name, value in (template.job_environment or {}).items():
-        if not _NAME.match(name):
-            raise InvalidArgumentError(f"job_environment: {name!r} is no name that a shell can export")
-        lines += [f"{name}={quoted(value)}", f"export {name}"]
-    return lines
+def _environment(entry: Entry) -> list[str]:
+    """In the shell that becomes the command: nothing that is set here changes what the script itself does."""
+    given = entry.template.job_environment or {}
+    lines = ["wfl_by=$(command -v env)"] if any(map(_is_special, given)) else []
+    for name, value in given.items():
+        if not _is_special(name):
+            lines += [f"{name}={quoted(value)}", f"export {name}"]
+    lines += [f"JOB_ID={quoted(entry.job_id)}", "export JOB_ID"]
+    if entry.indexes is None and entry.index is None:
+        return [*lines, "unset TASK_ID"]
+    return [*lines, "TASK_ID=$wfl_index", "export TASK_ID"]
+
+
+def _by_env(template: JobTemplate) -> str:
+    given = (template.job_environment or {}).items()
+    special = [f"{name}={quoted(value)}" for name, value in given if _is_special(name)]
+    return f'"$wfl_by" {" ".join(special)} ' if special else ""
+
+
+def _is_special(name: str) -> bool:
+    return name in _SHELLS or name.startswith("wfl_")
 
 
 def _surroundings(template: JobTemplate) -> list[str]:
@@ -171,12 +198,17 @@ def _surroundings(template: JobTemplate) -> list[str]:
             lines += [
                 f"ulimit {option} {int(value) * units} || wfl_refuse 'resource_limits: {name} {value} is not allowed'"
             ]
-    command = template.remote_command or ""
-    if "/" in command:
-        lines += [f"[ -f {quoted(command)} ] && [ -x {quoted(command)} ] || {_refuse('remote_command', command)}"]
-    else:
-        lines += [f"command -v {quoted(command)} >/dev/null || {_refuse('remote_command', command)}"]
     return lines
+
+
+def _can_be_run(template: JobTemplate) -> str:
+    command = template.remote_command or ""
+    there = f"[ -f {quoted(command)} ] && [ -x {quoted(command)} ]" if "/" in command else _found(command)
+    return f"{there} || {_refuse('remote_command', command)}"
+
+
+def _found(command: str) -> str:
+    return f"command -v {quoted(command)} >/dev/null"
 
 
 def _refuse(field: str, value: str | None) -> str:
@@ -190,8 +222,8 @@ def _refuse(field: str, value: str | None) -> str:
 
 def _inside(text: str) -> str:
     """For double quotes, on one line."""
-    flat = " ".join(text.split("\n"))
-    return re.sub(r'([\\"$`])', r"\\\1", flat).replace("\\" + INDEX[:-1] + "\\$", "$TASK_ID")
+    flat = _CONTROLS.sub(" ", text)
+    return re.sub(r'([\\"$`])', r"\\\1", flat).replace("\\" + INDEX[:-1] + "\\$", "${wfl_index}")
 
 
 def _command(template: JobTemplate) -> str:
@@ -249,4 +281,6 @@ def check(template: JobTemplate, limits: Mapping[str, object] = _ULIMIT) -> None
     for name in template.resource_limits or {}:
         if name not in limits and name != WALLCLOCK_TIME:
             raise UnsupportedAttributeError(f"resource_limits: {name} cannot be set by a shell")
-    _environment(template)
+    for name in template.job_environment or {}:
+        if not _NAME.match(name):
+            raise InvalidArgumentError(f"job_environment: {name!r} is no name that a shell can export")

@@ -133,6 +133,8 @@ class Slurm(Scheduler):
     passed = ("SLURM_CONF", "SBATCH_")
     leads = "SLURM_CONF"  # it is tried again for a minute
     lowest = 0
+    # With proctrack/cgroup no signal but SIGKILL reaches what is not slurmstepd's own child.
+    alone = "*:freezer:/slurm* | 0::*slurm*"
     rungs = 2
     fading = 1
 
@@ -226,6 +228,10 @@ class Slurm(Scheduler):
         """The controller, the database or munge do not answer."""
         low = words.lower()
         return any(text in low for text in _DOWN)
+
+    def keeps_none(self, words: str) -> bool:
+        """`Slurm accounting storage is disabled`."""
+        return "disabled" in words.lower()
 
     def unknown(self, words: str) -> bool:
         """It has ended, or is in another state than it would have to be."""
@@ -343,9 +349,16 @@ def _seen(  # noqa: PLR0917 - the columns
         queue_name=queue or None,
         slots=int(cpus) if cpus.isdigit() and begun else None,
         allocated_machines=_machines(nodes) if begun else (),
-        annotation=None if begun or reason in _QUIET else reason,
+        annotation=_words(name, reason, state),
     )
     return Seen(base, _numbers(numbers), info, key[1] if key else None, _CAUSES.get(name) if state.ended else None)
+
+
+def _words(name: str, reason: str, state: JobState) -> str | None:
+    """Why a job waits; why it ended, as its record has it, which sometimes says less."""
+    if reason in _QUIET or (state.started and not state.ended):
+        return None
+    return f"{name}: {reason}" if state.ended else reason
 
 
 def _numbers(text: str) -> list[range] | None:
@@ -363,9 +376,11 @@ def _numbers(text: str) -> list[range] | None:
 def _from_database(output: str) -> Iterator[Account]:
     jobs: dict[str, list[str]] = {}
     memory: dict[str, int] = {}
-    for line in output.splitlines():
-        parts = line.split("|", 13)
-        if len(parts) < 14:  # noqa: PLR2004 - a line that was cut is no answer
+    lines = [line.split("|", _RECORD.count(",")) for line in output.splitlines()]
+    if lines and len(lines[-1]) <= _RECORD.count(","):
+        raise DrmCommunicationError("slurm: the answer of sacct is not whole")
+    for parts in lines:
+        if len(parts) <= _RECORD.count(","):  # somebody's remark
             continue
         id, _, step = parts[0].partition(".")
         if not step:
@@ -393,7 +408,7 @@ def _from_database(output: str) -> Iterator[Account]:
 def _from_controller(output: str) -> Iterator[Account]:
     for line in output.splitlines():
         said = dict(re.findall(r"(\w+)=(\S*)", line))
-        if "JobId" not in said:
+        if not {"JobId", "JobState", "ExitCode", "NodeList"} <= said.keys():  # a line that was cut tells no end
             continue
         numbers = said.get("ArrayTaskId", "")
         info = fact(
@@ -431,16 +446,16 @@ def _account(id: str, number: str, state: str, code: str, reason: str, info: Job
     never_ran = info.dispatch_time is None or not info.allocated_machines
     if never_ran:  # what it calls the start is when it was cancelled
         info = info.replace(dispatch_time=None)
+    over = _STATES.get(name, JobState.FAILED).ended
+    plain = cause is None and name in ("COMPLETED", "FAILED") and reason in _QUIET
     return Account(
         id,
         int(number) if number else None,
         exit_status=None if never_ran or cause else int(status or 0),
         signal=by or None,
         cause=cause,
-        info=info.replace(
-            annotation=None if cause is None and name in ("COMPLETED", "FAILED") and reason in _QUIET else words
-        ),
-        over=_STATES.get(name, JobState.FAILED).ended,
+        info=info.replace(annotation=None if plain or not over else words),
+        over=over,
     )
 
 

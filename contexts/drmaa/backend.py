@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Limits, Submission
 from wfl.contexts.batch.client import ENDING
-from wfl.contexts.batch.engine import BatchBackend, Preview
+from wfl.contexts.batch.engine import BatchBackend, Preview, native
 from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.place import Entry
 from wfl.contexts.drmaa import system
@@ -180,7 +180,7 @@ class DrmaaBackend(BatchBackend):
             self._told_of.discard(id)
         if waited is None:
             connection.disclaim([id])
-        return self._ended(id, held, account)
+        return self._ended(id, held, self.place.end(held.key), account)
 
     def collect(self, ids: Sequence[str]) -> Sequence[JobInfo]:
         """Ends of which one source has told and the other was still missing."""
@@ -206,7 +206,9 @@ class DrmaaBackend(BatchBackend):
         except WflError as error:
             log.info("drmaa: the records of ends cannot be had now: %s", error)
             return []
-        return [self._ended(id, held, accounts[id]) for id, held in todo.items() if id in accounts]
+        return [
+            self._ended(id, held, self.place.end(held.key), accounts[id]) for id, held in todo.items() if id in accounts
+        ]
 
     # -- what happens in between --
 
@@ -271,18 +273,32 @@ class DrmaaBackend(BatchBackend):
         """Ask for the states of a few, in turn."""
         self._asked_at = time.monotonic()
         living = set().union(*self._living.values())
-        foreign = not living <= self._told_of
+        foreign = living - self._told_of
+        ended = self._have_been_cancelled(foreign)
+        living -= {info.id for info in ended}
         if not self._queue:
             self._queue.extend(living)
         ids: list[str] = []
-        while self._queue and len(ids) < STATES[foreign]:
+        while self._queue and len(ids) < STATES[bool(foreign)]:
             if (id := self._queue.popleft()) in living:
                 ids.append(id)
         found, gone = self._states(ids)
         found += [fact(id=id, state=JobState.DONE) for id in gone]  # to be collected
         unforeseen = any(info.state is not JobState.RUNNING for info in found)
         self._rounds = ROUND[0] if unforeseen or foreign else min(self._rounds * SLOWER, ROUND[1])
-        return found
+        return ended + found
+
+    def _have_been_cancelled(self, foreign: Collection[str]) -> list[JobInfo]:
+        """Of many that were told to end, and of which the library does not tell: what Grid Engine's own list says."""
+        ending = {id for id in foreign if (held := self._held.get(id)) is not None and held.ending}
+        if len(ending) <= STATES[True] or not isinstance(self.scheduler, GridEngine):
+            return []
+        try:
+            found, gone = super()._query(ending)
+        except WflError as error:
+            log.info("drmaa: the list of jobs cannot be had now: %s", error)
+            return []
+        return found + [fact(id=id, state=JobState.DONE) for id in gone]
 
     def _states(self, ids: Iterable[str]) -> tuple[list[JobInfo], list[str]]:
         """What the library says of these, as far as it is new; and those that it does not know (any more)."""
@@ -293,7 +309,7 @@ class DrmaaBackend(BatchBackend):
             if held is None or not any(id in living for living in self._living.values()):
                 continue
             try:
-                state = system.STATES.get(connection.library.status(id))
+                state = system.STATES.get(connection.library.status(native(id)))
             except InvalidStateError:
                 if id not in self._told_of or self._is_forgotten(id):
                     gone.append(id)
@@ -410,7 +426,7 @@ class DrmaaBackend(BatchBackend):
 
     def _order(self, ids: Sequence[str], action: Action) -> None:
         for id in ids:
-            connection.library.control(id, "terminate" if action is Action.KILL else action.value)
+            connection.library.control(native(id), "terminate" if action is Action.KILL else action.value)
 
     def _cancel(self, ids: Sequence[str]) -> None:
         for id in ids:

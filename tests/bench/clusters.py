@@ -8,13 +8,13 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from unittest.mock import patch
 
 import psutil
@@ -23,7 +23,7 @@ from tests.bench import alone
 from tests.bench.measure import Goal, Row, Scale, cpu_us, in_turn, percentile, resident_mib, row
 from tests.bench.references import TRUE
 from tests.bench.scenes import check
-from tests.bench.schedulers import ByHand, GridEngine, Scheduler, Slurm, seconds_between
+from tests.bench.schedulers import GridEngine, Run, Scheduler, Slurm
 from wfl import Context, TaskArray, Workflow
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ SETTLING = 10.0
 """Seconds after which questions have become as rare as they will."""
 NAPS = [0.3 + 0.13 * number for number in range(10)]
 """Seconds that jobs of the latency line live: short, and at no fixed place in an interval of questions."""
+R = TypeVar("R", bound=Run)
 TOTAL = Goal("at most", 1.1)
 PER_TASK = Goal("at most", 0.01)
 
@@ -109,13 +110,11 @@ def backend(flow: Workflow) -> BatchBackend:
 # -- what wfl does -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, kw_only=True)
+class Cost(Run):
     """What a number of tasks cost. CPU is µs per task: of the program, and of the commands that it ran."""
 
-    seconds: float
     submitting: float
-    last_end: float | None
     commands: int
     calls: Counter[str]
     program_us: float
@@ -151,16 +150,16 @@ def cost(cluster: Cluster, tasks: int, submit: Callable[[Job], object]) -> Cost:
         check(job)
         place = backend(flow).place
         ids = [id for entry in place.entries() for id in place.accepted(entry.key).values()]
-        last = cluster.scheduler.last_end(ids)
         job.reap_all()
         return Cost(
-            end - clock,
-            submitted - clock,
-            seconds_between(begin, last),
-            asked,
-            library_calls(cluster) - calls,
-            used * 1e6 / tasks,
-            theirs * 1e6 / tasks,
+            begin=begin,
+            seconds=end - clock,
+            ids=ids,
+            submitting=submitted - clock,
+            commands=asked,
+            calls=library_calls(cluster) - calls,
+            program_us=used * 1e6 / tasks,
+            commands_us=theirs * 1e6 / tasks,
         )
 
 
@@ -183,35 +182,33 @@ def _children_s() -> float:
 
 
 @dataclass
-class Noted:
-    """What runs of one side have found, and what the scheduler's clients asked it meanwhile."""
+class Side(Generic[R]):
+    """One of two that are compared: what its runs have found, and what the scheduler's clients asked it meanwhile."""
 
-    found: list[Any] = field(default_factory=list)
+    scheduler: Scheduler
+    run: Callable[[], R]
+    found: list[R] = field(default_factory=list)
     requests: list[Counter[str]] = field(default_factory=list)
+    to_last_end: list[float] = field(default_factory=list)
 
-    def side(self, scheduler: Scheduler, run: Callable[[], Any]) -> Callable[[], float]:
-        """For `in_turn`: seconds."""
-
-        def measured() -> float:
-            before = scheduler.requests()
-            self.found.append(run())
-            after = scheduler.requests()
-            if before is not None and after is not None:
-                self.requests.append(after - before)
-            return float(self.found[-1].seconds)
-
-        return measured
-
-    def ends(self) -> list[float]:
-        """Seconds until the last end in the scheduler's list."""
-        return [one.last_end for one in self.found if one.last_end is not None]
+    def seconds(self) -> float:
+        """Run once."""
+        before = self.scheduler.requests()
+        self.found.append(self.run())
+        after = self.scheduler.requests()
+        if before is not None and after is not None:
+            self.requests.append(after - before)
+        last = self.scheduler.to_last_end(self.found[-1])
+        if last is not None:
+            self.to_last_end.append(last)
+        return self.found[-1].seconds
 
 
 def totals(
     cluster: Cluster,
     full: tuple[int, int],
     ours: Callable[[Cluster, int], Cost],
-    theirs: Callable[[Scheduler, int], ByHand],
+    theirs: Callable[[Scheduler, int], Run],
     per_task: Goal | None,
 ) -> Callable[[Scale], list[Row]]:
     """Seconds for so many tasks (all, or with --quick), from the submission to the return of the wait, beside by hand.
@@ -220,24 +217,25 @@ def totals(
     """
 
     def line(scale: Scale) -> list[Row]:
-        n = scale.of(*full)
-        mine, hand, name = Noted(), Noted(), cluster.scheduler.wait
-        sides = {
-            cluster.name: mine.side(cluster.scheduler, lambda: ours(cluster, n)),
-            name: hand.side(cluster.scheduler, lambda: theirs(cluster.scheduler, n)),
-        }
-        found = in_turn(sides, ROUNDS)
-        rows = [row(f"{n:,} tasks, in all", "s", found[cluster.name], (name, found[name]), TOTAL)]
-        if mine.ends() and hand.ends():
-            rows += [row("until the last end in the list", "s", mine.ends(), (name, hand.ends()))]
-        return [*rows, *costs(mine, n, per_task), *requests(mine, hand, n, per_task)]
+        n, scheduler = scale.of(*full), cluster.scheduler
+        mine = Side(scheduler, lambda: ours(cluster, n))
+        hand = Side(scheduler, lambda: theirs(scheduler, n))
+        found = in_turn({"wfl": mine.seconds, "hand": hand.seconds}, ROUNDS)
+        rows = [row(f"{n:,} tasks, in all", "s", found["wfl"], (scheduler.wait, found["hand"]), TOTAL)]
+        if mine.to_last_end:
+            rows += [row("until the last end in the list", "s", mine.to_last_end, (scheduler.wait, hand.to_last_end))]
+        return [
+            *rows,
+            *costs(mine.found, n, per_task),
+            *requests(mine, n, "RPCs", per_task),
+            *requests(hand, n, "RPCs by hand", None),
+        ]
 
     return line
 
 
-def costs(mine: Noted, n: int, goal: Goal | None) -> list[Row]:
+def costs(of: Sequence[Cost], n: int, goal: Goal | None) -> list[Row]:
     """What a task costs the program and those that it asks."""
-    of = mine.found
     calls: Counter[str] = sum((one.calls for one in of), Counter())
     told = ", ".join(f"{count / n / len(of):.3g} {kind}" for kind, count in calls.most_common(4))
     return [
@@ -249,15 +247,13 @@ def costs(mine: Noted, n: int, goal: Goal | None) -> list[Row]:
     ]
 
 
-def requests(mine: Noted, hand: Noted, n: int, goal: Goal | None) -> list[Row]:
+def requests(side: Side[Any], n: int, name: str, goal: Goal | None) -> list[Row]:
     """RPCs of clients, where the scheduler counts them."""
-    rows = []
-    for name, side, bound in (("RPCs", mine, goal), ("RPCs by hand", hand, None)):
-        if side.requests:
-            kinds = sum(side.requests, Counter())
-            told = ", ".join(f"{count / len(side.requests):g} {kind}" for kind, count in kinds.most_common(5))
-            rows += [Row(name, kinds.total() / n / len(side.requests), "", f"per task; in all: {told}", goal=bound)]
-    return rows
+    if not side.requests:
+        return []
+    rounds, kinds = len(side.requests), sum(side.requests, Counter())
+    told = ", ".join(f"{count / rounds:g} {kind}" for kind, count in kinds.most_common(5))
+    return [Row(name, kinds.total() / n / rounds, "", f"per task; in all: {told}", goal=goal)]
 
 
 def latency(cluster: Cluster) -> Callable[[Scale], list[Row]]:

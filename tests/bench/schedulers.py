@@ -39,17 +39,13 @@ TAIL = 4096
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True)
-class ByHand:
-    """Seconds until the scheduler's own wait returned, and until the last end in its list, where there is one."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Jobs from their submission to the end of the wait. `begin` is by the clock of the day."""
 
+    begin: float
     seconds: float
-    last_end: float | None
-
-
-def seconds_between(begin: float, end: float | None) -> float | None:
-    """From a time to one that was cut to whole seconds: at least one, as there is no telling less."""
-    return None if end is None else max(1.0, end + 0.5 - begin)
+    ids: Sequence[str]
 
 
 class Scheduler(ABC):
@@ -96,20 +92,20 @@ class Scheduler(ABC):
 
     # -- by hand --
 
-    def array(self, tasks: int) -> ByHand:
+    def array(self, tasks: int) -> Run:
         """One array of `true`; its output is left where the scheduler puts it."""
-        return self._wait(lambda name: self.array_command(name, tasks))
+        return self._wait(tasks, lambda name: self.array_command(name, tasks))
 
-    def singles(self, tasks: int) -> ByHand:
+    def singles(self, tasks: int) -> Run:
         """As many jobs by one shell, one after another; then one more that begins after them, and is waited for."""
 
         def command(name: str) -> Command:
             one, last = map(shlex.join, self.single_commands(name))
             return ["sh", "-c", f"i=0; while [ $((i += 1)) -le {tasks} ]; do {one} || exit; done; exec {last}"]
 
-        return self._wait(command)
+        return self._wait(tasks, command)
 
-    def _wait(self, command: Callable[[str], Command]) -> ByHand:
+    def _wait(self, tasks: int, command: Callable[[str], Command]) -> Run:
         name = f"bench-{os.getpid()}-{next(_numbers)}"
         with tempfile.TemporaryDirectory(prefix="wfl-bench-", ignore_cleanup_errors=True) as place:
             begin, clock = time.time(), time.perf_counter()
@@ -120,7 +116,7 @@ class Scheduler(ABC):
                     self.tell(self.cancel_command(name))
                 raise
             seconds = time.perf_counter() - clock
-            return ByHand(seconds, seconds_between(begin, self.last_end(told.split())))
+            return Run(begin=begin, seconds=seconds, ids=told.split()[:tasks])  # without the one that only waits
 
     @abstractmethod
     def array_command(self, name: str, tasks: int) -> Command:
@@ -136,9 +132,9 @@ class Scheduler(ABC):
 
     # -- what it knows --
 
-    def last_end(self, ids: Sequence[str]) -> float | None:
-        """When the last of these jobs and arrays ended, in whole seconds, where its list shows what has ended."""
-        del ids
+    def to_last_end(self, run: Run) -> float | None:
+        """Seconds to the end of the last job, where the list shows what has ended: at least 1, by whole seconds."""
+        del run
         return None
 
     def noted(self, id: str) -> float | None:
@@ -175,14 +171,15 @@ class Slurm(Scheduler):
         """`scancel`."""
         return ["scancel", f"--name={name}"]
 
-    def last_end(self, ids: Sequence[str]) -> float | None:
-        """`squeue` shows for some minutes what has ended."""
+    def to_last_end(self, run: Run) -> float | None:
+        """`squeue` shows for some minutes what has ended, with times that are cut to whole seconds."""
         ends = ""
-        for start in range(0, len(ids), IDS):
-            part = ",".join(ids[start : start + IDS])
+        for start in range(0, len(run.ids), IDS):
+            part = ",".join(run.ids[start : start + IDS])
             listed = ["squeue", "--noheader", "--states=all", "--array", f"--jobs={part}", "--format=%e"]
             ends += self.tell(["env", "SLURM_TIME_FORMAT=%s", *listed])
-        return max(map(float, ends.split()), default=None)
+        last = max(map(float, ends.split()), default=None)
+        return None if last is None else max(1.0, last + 0.5 - run.begin)
 
     def requests(self) -> Counter[str]:
         """`sdiag`, without what the nodes send."""

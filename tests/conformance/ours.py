@@ -233,6 +233,7 @@ _GRID_ENGINE: dict[str, Any] = {
         **_BY_SCRIPT,
         **_SPARED,
         "test_grace": "Grid Engine ends jobs in one way, which kills them",
+        "test_grace_is_over": "Grid Engine ends jobs in one way, which kills them",
         "test_wallclock_asks_first": "Grid Engine ends jobs in one way, which kills them",
     },
 }

@@ -1,18 +1,21 @@
-"""Schedulers of our own, to be stopped, filled and set up anew: other ports than those of `make services`, another place.
+"""Schedulers of our own, to be stopped, filled and set up anew, with other ports than those of `make services`.
 
-`Own` is one of them; `wrapped` puts a script before one of a scheduler's commands.
+`Own` is one of them; `wrapped` puts a script before one of a scheduler's commands; `ordinary` is another user.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,7 +23,7 @@ from tests.containers import lacking
 from tests.faults.machine import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
 SERVICES = Path(__file__).parents[1] / "services"
@@ -136,12 +139,19 @@ class Own:
         return [line.split()[0] for line in self.run("qstat").splitlines()[2:]]
 
     def is_empty(self) -> None:
-        """Wait until it has no job, which another test's cannot then disturb."""
-        try:
-            wait_until(f"{self.name} is empty", lambda: not self.queue())
-        except AssertionError:
-            command = ("qstat", "-j", "*") if self.name == "sge" else ("squeue", "--format=%i %T %r %k")
-            raise AssertionError(f"there is still {self.run(*command)}") from None
+        """Wait until it has no job."""
+        wait_until(f"{self.name} is empty", lambda: not self.queue())
+
+    def forget(self) -> None:
+        """Let the next slurmctld begin without the jobs of this one, which count for a while after their ends."""
+        for file in (self.base / "state").glob("job_state*"):
+            file.unlink()
+
+    def clear(self) -> None:
+        """Have it forget the jobs that are left: execd tells of ends that it missed itself a minute later only."""
+        if self.queue():
+            self.run(*(("qdel", "-f", "-u", "*") if self.name == "sge" else ("scancel", "--partition=debug")), ok=False)
+        self.is_empty()
 
     def close(self) -> None:
         """Stop it; nothing is left."""
@@ -181,3 +191,51 @@ def wrapped(directory: Path, command: str, lines: str, path: str) -> None:
     script = directory / command
     script.write_text(f"#!/bin/sh\nreal={real} here={directory}\n{lines}\n")
     script.chmod(0o755)
+
+
+@contextmanager
+def ordinary(own: Own, user: str) -> Iterator[tuple[Path, tuple[str, ...], dict[str, str]]]:
+    """What a user without rights needs for a program: his place, what stands before its command, and variables.
+
+    Python, wfl and what it imports are copied for him: a developer's are often in a home that he may not enter.
+    """
+    place = Path(tempfile.mkdtemp(prefix="user-", dir=own.directory))
+    place.chmod(0o755)
+    python = place / "python"
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    leave = shutil.ignore_patterns("__pycache__", "site-packages", "test", "idlelib", "ensurepip", "config-*", "*.a")
+    shutil.copytree(stdlib, python / sys.platlibdir / stdlib.name, ignore=leave)
+    (python / "bin").mkdir()
+    interpreter = str(shutil.copy(Path(sys.executable).resolve(), python / "bin"))
+    for library in (Path(sys.base_prefix) / "lib").glob("libpython*.so*"):
+        shutil.copy(library, python / "lib")
+    for name in ("wfl", "msgspec", "drmaa"):
+        found = _where(name)
+        if found is not None:
+            shutil.copytree(found, python / "packages" / name, ignore=leave)
+    for name in ("home", "tmp"):
+        (place / name).mkdir()
+    for path in (place, place / "home", place / "tmp"):
+        shutil.chown(path, user, "nogroup")
+    before: tuple[str, ...] = (
+        *("setpriv", f"--reuid={user}", "--regid=nogroup", "--clear-groups", "--no-new-privs"),
+        *("/bin/sh", "-c", 'shift; exec "$PROGRAM" "$@"', "sh"),
+    )
+    variables = {
+        "HOME": str(place / "home"),
+        "LD_LIBRARY_PATH": str(python / "lib"),
+        "LOGNAME": user,
+        "PROGRAM": interpreter,
+        "PYTHONHOME": str(python),
+        "PYTHONPATH": str(python / "packages"),
+        "TMPDIR": str(place / "tmp"),
+        "USER": user,
+    }
+    yield place, before, variables
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _where(name: str) -> str | None:
+    """The directory of a package, which is not imported."""
+    found = importlib.util.find_spec(name)
+    return None if found is None or not found.submodule_search_locations else found.submodule_search_locations[0]

@@ -264,4 +264,4 @@ def test_output_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         else:
             assert job.output() == ""
             with pytest.raises(InvalidStateError, match=f"{path} .* did not appear here within 0.1 s"):
-                job.raise_for_error()
+                job.on_error_raise()

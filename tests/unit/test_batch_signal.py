@@ -40,9 +40,11 @@ def shell_words(request: pytest.FixtureRequest) -> list[str]:
 class Running:
     """A script that runs as a scheduler runs it: as the first of a process group."""
 
-    def __init__(self, words: list[str], template: JobTemplate, place: Place, *, passed_on: str | None) -> None:
+    def __init__(
+        self, words: list[str], template: JobTemplate, place: Place, passed_on: str | None, alone: str
+    ) -> None:
         self.place, entry = place, Entry("program-1", template, "program-1")
-        text = script.script(entry, place, number="NUMBER", passed_on=passed_on)
+        text = script.script(entry, place, number="NUMBER", passed_on=passed_on, alone=alone)
         place.enter(entry, text)
         self.process = subprocess.Popen([*words, place.path("script", "program-1")], process_group=0)
 
@@ -80,9 +82,11 @@ def started() -> Iterator[list[Running]]:
             one.process.wait(PATIENCE)
 
 
-def run(started: list[Running], words: list[str], template: JobTemplate, place: Path, number: str) -> Running:
+def run(
+    started: list[Running], words: list[str], template: JobTemplate, place: Path, number: str | None, *, alone: str = ""
+) -> Running:
     """One that is up."""
-    made = Running(words, template, Place(str(place), "session", "program"), passed_on=number)
+    made = Running(words, template, Place(str(place), "session", "program"), number, alone)
     started.append(made)
     made.is_up()
     return made
@@ -137,10 +141,30 @@ def test_interrupt(started: list[Running], shell_words: list[str], tmp_path: Pat
 
 def test_other_signals(started: list[Running], shell_words: list[str], tmp_path: Path) -> None:
     """What reaches the whole group, as a scheduler's own end of a job does, is told as ever."""
-    one = run(started, shell_words, shell("echo up; exec sleep 60"), tmp_path, "USR1")
+    one = run(started, shell_words, shell("echo up; exec sleep 60"), tmp_path, "USR1", alone="*")
     os.killpg(one.process.pid, signal.SIGTERM)
     _, info = one.end()
     assert (info.terminating_signal, info.sub_state) == ("SIGTERM", "signaled")
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_request_to_end(
+    group: bool,  # noqa: FBT001 - a case
+    started: list[Running],
+    shell_words: list[str],
+    tmp_path: Path,
+) -> None:
+    """SIGTERM reaches the command once, whether the scheduler sends it to the shell alone or to the whole group."""
+    source = (
+        "import os, signal, time; told = []; signal.signal(15, lambda *_: told.append(1)); print('up', flush=True)\n"
+        "while not told: time.sleep(0.05)\n"
+        "time.sleep(0.5); os._exit(len(told))"
+    )
+    template = JobTemplate(remote_command=sys.executable, args=("-c", source))
+    one = run(started, shell_words, template, tmp_path, None, alone="nothing" if group else "*")
+    (os.killpg if group else os.kill)(one.process.pid, signal.SIGTERM)
+    status, info = one.end()
+    assert (status, info.exit_status, info.sub_state) == (1, 1, "exited")
 
 
 def test_slurm(tmp_path: Path) -> None:
@@ -155,7 +179,8 @@ def test_slurm(tmp_path: Path) -> None:
     for text in ("USR1@60", "B:USR1@60", "SIGUSR1@60"):
         option, lines = told(text)
         assert option == "--signal=B:USR1@60"
-        assert "trap wfl_pass_on USR1" in lines
+        assert 'trap "wfl_pass_on $wfl_rest" $wfl_rest' in lines
+        assert "for wfl_rest in USR1 " in lines
     for text in ("USR1", "KILL@60", "10@60", "R:USR1@60"):
         with pytest.raises(InvalidArgumentError, match="the like of 'USR1@60'"):
             told(text)

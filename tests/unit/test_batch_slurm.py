@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wfl import InvalidArgumentError, JobTemplate, UnsupportedAttributeError
+from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import Entry, Wave
 from wfl.contexts.batch.scheduler import Job
 from wfl.contexts.batch.slurm import Slurm, SlurmContext
@@ -64,3 +65,13 @@ def test_script_that_slurm_could_not_start_has_failed() -> None:
     )
     (account,) = Slurm().accounts(line, 1)
     assert (account.exit_status, account.signal, account.cause) == (None, None, "launch_failure")
+
+
+@pytest.mark.parametrize("reason", ["None", "Dependency"])
+def test_reason_of_the_list(reason: str) -> None:
+    """Why a job was cancelled that never began: what squeue says at more length than sacct (Slurm 22.05)."""
+    (seen,) = Slurm().seen("828|CANCELLED|1700000000|1700000000|1|debug||(null)|DependencyNeverSatisfied\n")
+    line = f"828|828|CANCELLED|0:0|1700000000|1700000000|1700000000|0|00:00:00||1|debug|None assigned|{reason}\n"
+    (account,) = Slurm().accounts(line, 0)
+    info = how_it_ended("828", None, account, cause=None, began=False, words=lambda: "", listed=seen.info.annotation)
+    assert (info.sub_state, info.annotation) == ("cancelled", "CANCELLED: DependencyNeverSatisfied")

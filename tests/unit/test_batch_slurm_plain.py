@@ -29,7 +29,7 @@ slurmstepd-vm: error: *** JOB 501 ON vm CANCELLED AT 2026-11-21T16:57:57 ***
 """Of an array of two, whose elements have the numbers 501 and 500 for themselves; Slurm 22.05."""
 RECORD = (
     "JobId={} {}JobName=mem JobState={} Reason={} ExitCode={} SubmitTime=1000 StartTime={} EndTime=1002 "
-    "Partition=debug NodeList={} NumNodes=1 NumCPUs=1\n"
+    "Partition=debug NodeList={} NumNodes=1 NumCPUs=1 StdOut=/log\n"
 )
 
 
@@ -159,15 +159,20 @@ def test_forgotten_after_it_began(backend: BatchBackend, words: str) -> None:
         assert answer.gone == [KEY]
 
 
-def test_record_of_its_own(backend: BatchBackend) -> None:
-    """A job that has written its end down has ended so, whatever Slurm has forgotten."""
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [("JOB 500 ON vm CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT", "timeout"), ("", "exited")],
+)
+def test_record_of_its_own(backend: BatchBackend, words: str, cause: SubState) -> None:
+    """A job that has written its end down has ended so, whatever Slurm has forgotten; its log may tell why."""
     id = run(backend)
     Path(backend.place.path("run", KEY)).touch()
     Path(backend.place.path("end", KEY)).write_text("status 7\nid 500\n.\n")
+    Path(backend.place.path("log", KEY)).write_text(words)
     (seen,) = backend.find([Known(KEY, None, JOB)]).infos
     assert seen.state.ended
     (info,) = backend.collect([id])
-    assert (info.sub_state, info.exit_status) == ("exited", 7)
+    assert (info.sub_state, info.exit_status) == (cause, 7)
 
 
 def test_normal_end_has_no_words(backend: BatchBackend, replay: Replay) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from wfl import JobTemplate, Workflow
 from wfl.backend import INDEX, Submission
+from wfl.contexts.batch.client import Client
 from wfl.contexts.batch.place import Entry, Wave
 from wfl.contexts.batch.scheduler import Job
 from wfl.contexts.drmaa import DrmaaContext, backend, library, system
@@ -639,6 +640,43 @@ def test_held_when_found(fake: FakeLibrary, tmp_path: Path, monkeypatch: pytest.
     with Workflow(DrmaaContext(directory=tmp_path / "jobs"), raise_errors=True) as flow:
         (found,) = flow.jobs()
         assert found.state is JobState.QUEUED_HELD
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_many_of_an_earlier_program(
+    fake: FakeLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    listed: bool,  # noqa: FBT001
+) -> None:
+    """Of many jobs of an earlier program that were told to end the scheduler's list tells; without it, questions do."""
+    asked = []
+
+    def jobs(client: Client) -> list[Any]:
+        asked.append(client)
+        if not listed:
+            raise DrmCommunicationError("no qstat here")
+        return []
+
+    monkeypatch.setattr(Client, "jobs", jobs)
+    monkeypatch.setattr(Client, "accounts", lambda *_: {})
+    monkeypatch.setattr(backend, "ROUND", (0.05, 0.05))
+    monkeypatch.setattr(backend, "RECORD", 0.05)
+    number = 60
+    with Workflow(DrmaaContext(directory=tmp_path / "jobs"), raise_errors=True) as flow:
+        for _ in range(number):
+            flow.run("true")
+    with Workflow(DrmaaContext(directory=tmp_path / "jobs"), raise_errors=True) as flow:
+        tasks = [task for job in flow.jobs() for task in job.tasks]
+        before = fake.calls["status"]
+        monkeypatch.setattr(fake, "end", lambda *ids, **_: [fake.jobs.pop(id) for id in ids])  # told to nobody
+        flow.kill_all()
+        for task in tasks:
+            task.wait_terminated(PATIENCE)
+        assert asked
+        assert (fake.calls["status"] - before >= number) is not listed
+        if listed:
+            assert {task.info().sub_state for task in tasks} == {"cancelled"}
 
 
 def test_control(fake: FakeLibrary, flow: Workflow) -> None:
