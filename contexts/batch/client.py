@@ -51,6 +51,8 @@ class Client:
         )
         self._rung = 0  # of the scheduler's kinds of records: the first that can be had
         self._refused = 0.0  # since when that is refused
+        self.unsure = False
+        """Whether better records than those that answered last may know more."""
         self._most: int | None = None
         self._most_known = False
 
@@ -102,9 +104,14 @@ class Client:
     def accounts(self, ids: Sequence[str], since: datetime) -> dict[str, Account]:
         """What the records say of these jobs and arrays, of an array by its elements' ids."""
         rung, rungs = self._rung, self.scheduler.rungs
+        self.unsure = False
         while rung < rungs:
             try:
                 found = self._records(ids, since, rung)
+            except DrmCommunicationError:  # what keeps these is away, and not the rest
+                rung, self.unsure = rung + 1, True
+                if rung == rungs:
+                    raise
             except DeniedByDrmsError as error:
                 rung, now = rung + 1, time.monotonic()
                 self._refused = self._refused or now
@@ -113,6 +120,8 @@ class Client:
                     self._rung, self._refused = rung, 0.0
                 elif rung == rungs:  # this is no answer, for now
                     raise
+                else:
+                    self.unsure = True
             else:
                 if rung == self._rung:
                     self._refused = 0.0

@@ -37,7 +37,7 @@ class Commands:
         One that is empty there is not set at all: squeue would choose nothing by it. `leads`: the variable with the
         path of a file that the commands look for so long that it says more to look before them.
         """
-        self._name, self._site, self._answers, self._down, self._timeout = name, site, answers, down, timeout
+        self._name, self._site, self._answers, self._down, self.timeout = name, site, answers, down, timeout
         self._leads, self._answered = leads, False
         self._lock = threading.Lock()
         self.count = 0
@@ -65,7 +65,7 @@ class Commands:
             raise SessionManagementError(words) from error
         except subprocess.TimeoutExpired as error:
             said = " ".join((error.stderr or b"").decode(errors="replace").split())
-            words = f"{self._name}: {argv[0]} did not answer within {self._timeout:g} s"
+            words = f"{self._name}: {argv[0]} did not answer within {self.timeout:g} s"
             raise DrmCommunicationError(f"{words}: {said[-500:]}" if said else words) from error
         except OSError as error:
             raise DrmCommunicationError(f"{self._name}: {argv[0]} cannot be run: {error.strerror}") from error
@@ -90,7 +90,7 @@ class Commands:
             start_new_session=True,  # the terminal's Ctrl-C is for the program, which decides what follows
         ) as process:
             try:
-                output, words = process.communicate(timeout=self._timeout)
+                output, words = process.communicate(timeout=self.timeout)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)  # a site's command may be a script that has started others
                 raise

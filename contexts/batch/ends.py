@@ -79,7 +79,7 @@ def _told(end: End, info: JobInfo) -> dict[str, Any]:
         "annotation": end.unsaved,
         "finish_time": _finer(info.finish_time, end.time),
         "dispatch_time": _finer(info.dispatch_time, begun),
-        "wallclock_time": end.wallclock or info.wallclock_time,
+        "wallclock_time": info.wallclock_time if end.wallclock is None else end.wallclock,
         "cpu_time": info.cpu_time or end.cpu,
         "allocated_machines": info.allocated_machines or ((end.host,) if end.host else None),
     }

@@ -358,9 +358,8 @@ class BatchBackend(Backend):
         gone: list[str] = []
         now = time.monotonic()
         if len(found) < len(wanted) and now - self._asked >= self._pause:
-            self._asked = now
+            self._asked, self._pause = now, min(self._pause * SLOWER, ASK[1])
             told, gone = self._query(wanted - {info.id or "" for info in found})
-            self._pause = min(self._pause * SLOWER, ASK[1])
             found += told
         return Answer(infos=found, gone=gone)
 
@@ -385,19 +384,7 @@ class BatchBackend(Backend):
 
     def _query(self, wanted: set[str]) -> tuple[list[JobInfo], list[str]]:
         """What the scheduler's list says of these, as far as it is new; and those that nobody knows any more."""
-        found: list[JobInfo] = []
-        there: set[str] = set()
-        stuck: list[str] = []
-        for seen in self.client.jobs():
-            for id in self._ids(seen):
-                if id in wanted:
-                    self._held[id].missing = 0.0
-                    there.add(id)
-                    if seen.stuck:
-                        stuck.append(id)
-                    else:
-                        found += self._told(id, seen)
-        missing = wanted - there
+        found, stuck, missing = self._listed(wanted)
         try:
             found += self._remove(stuck)
             known = self._ended_elsewhere(missing) if missing else []  # they have ended, and are in the list no more
@@ -406,6 +393,8 @@ class BatchBackend(Backend):
             return found, []
         found += known
         missing -= {info.id or "" for info in known}
+        if missing and self.client.unsure:
+            return found, []
         gone, now = [], time.monotonic()
         for id in sorted(missing):
             held = self._held[id]
@@ -421,6 +410,22 @@ class BatchBackend(Backend):
                 else:
                     found.append(self._ended(id, held, self.place.end(held.key), account))
         return found, gone
+
+    def _listed(self, wanted: set[str]) -> tuple[list[JobInfo], list[str], set[str]]:
+        """The list's news of these; which of them are stuck; and which it does not have."""
+        found: list[JobInfo] = []
+        there: set[str] = set()
+        stuck: list[str] = []
+        for seen in self.client.jobs():
+            for id in self._ids(seen):
+                if id in wanted:
+                    self._held[id].missing = 0.0
+                    there.add(id)
+                    if seen.stuck:
+                        stuck.append(id)
+                    else:
+                        found += self._told(id, seen)
+        return found, stuck, wanted - there
 
     def _remove(self, ids: Sequence[str]) -> list[JobInfo]:
         """Delete what the scheduler holds and will not run; their ends, with its reasons."""
@@ -562,23 +567,29 @@ class BatchBackend(Backend):
                 self._hold(entry, ids)
                 if len(ids) < len(entry.waves or [None]):
                     unanswered[key] = entry
-        if unanswered:
-            self._search(unanswered)
+        waits = self._search(unanswered) if unanswered else set()
         there = {one.key: id for one in known if (id := self._by_key.get(one.key)) is not None}
         for one in known:
             if one.info is not None and one.info.state.started and one.key in there:
                 self._held[there[one.key]].started = True
         infos, gone = self._where(there)
-        return Answer(infos=infos, gone=[*gone, *(one.key for one in known if one.key not in there)])
+        unknown = [one.key for one in known if one.key not in there]
+        return Answer(infos=infos, gone=[*gone, *(k for k in unknown if waits.isdisjoint((k, k.partition(".")[0])))])
 
-    def _search(self, entries: Mapping[str, Entry]) -> None:
-        """Those of which no answer was read: by the key that the scheduler's list shows."""
+    def _search(self, entries: Mapping[str, Entry]) -> set[str]:
+        """Those of which no answer was read: by the key that the scheduler's list shows.
+
+        Returns those that another program may still be submitting.
+        """
+        waits = set()
         listed = {seen.key: seen.id for seen in self.client.jobs_with_keys()}
         for key, entry in entries.items():
             ids = self.place.accepted(key)
             ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
             ids |= self._left_word(entry)
-            if ids:
+            if len(ids) < len(entry.waves or [None]) and self._is_another_s(key):
+                waits.add(key)
+            elif ids:
                 self.place.accept(key, ids)
                 self._hold(entry, ids)
                 lost = next((part for part in range(len(entry.waves or [None])) if part not in ids), None)
@@ -586,6 +597,11 @@ class BatchBackend(Backend):
                     self.place.stop(held.key)  # should they come late, they end at once; nothing followed them
             else:
                 self.place.forget(key)  # should it come late, it finds nothing to do
+        return waits
+
+    def _is_another_s(self, key: str) -> bool:
+        own = key.rpartition("-")[0] in self._programs
+        return not own and self.place.is_at_work(key, self.client.commands.timeout + ASK[1])
 
     def _left_word(self, entry: Entry) -> dict[int, str]:
         """The ids that elements of each part have written into the records of their ends."""
@@ -713,12 +729,15 @@ class BatchBackend(Backend):
 
     def _appears(self, path: str, held: Held) -> bool:
         """Whether a job has written this; waits for it, as other machines' files come late on a shared file system."""
-        end = self.place.end(held.key)
-        if end is None or end.status is None:
+        end, id = self.place.end(held.key), self._by_key.get(held.key)
+        lives = any(id in living for living in self._living.values())
+        if lives or (end is not None and end.status is None) or not self._began(held):
             return False
         given_up = time.monotonic() + LATE
         while not os.path.exists(path):
             if time.monotonic() > given_up:
+                if end is None:  # it was killed, perhaps before it wrote anything
+                    return False
                 words = f"{path} was written by the job and did not appear here within {LATE:g} s"
                 raise InvalidStateError(
                     f"{words}: was it removed, or is it on no file system that both machines share?"
@@ -763,6 +782,8 @@ class BatchBackend(Backend):
         """Leave everything to the scheduler; or end it all, and leave nothing behind that no store tells of."""
         if not end:
             self.ending.goodbye()
+            for program in list(self._living):
+                self.place.tidy(program)
             return
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]

@@ -19,6 +19,7 @@ import msgspec
 
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import InvalidStateError, SessionManagementError
+from wfl.program import program_lives, program_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log",
 KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop")
 ELEMENT: tuple[Kind, ...] = ("run", "end", "out", "err", "stop")
 """Those that each element of an array has."""
+BY = "by"
+"""The file with the name of the program that submits."""
 WHOLE = "."
 """The last line of an end: a file that lacks it is still being written."""
 
@@ -87,9 +90,6 @@ class Place:
 
     def enter(self, entry: Entry, script: str) -> None:
         """Write down a submission before it happens."""
-        program = os.path.join(self.root, entry.key.rpartition("-")[0])
-        if program not in _made:
-            self._make(program)
         said = {
             "key": entry.key,
             "job_id": entry.job_id,
@@ -99,12 +99,15 @@ class Place:
             "waves": None if entry.waves is None else [[*_three(w.numbers), w.first, w.step] for w in entry.waves],
             "template": json.loads(entry.template.to_json()),
         }
-        self._write("script", entry.key, script)
-        self._write("job", entry.key, json.dumps(said))
+        program = os.path.join(self.root, entry.key.rpartition("-")[0])
+        if program not in _made or not os.path.isdir(f"{program}/job"):  # another may remove one in which nothing is
+            self._make(program)
+        _write(self.path("job", entry.key), json.dumps(said))
+        _write(self.path("script", entry.key), script)
 
     def accept(self, key: str, parts: Mapping[int, str]) -> None:
         """Write down the scheduler's ids: of the job, or of an array's waves, by their numbers."""
-        self._write("id", key, json.dumps(parts))
+        _write(self.path("id", key), json.dumps(parts))
 
     def accepted(self, key: str) -> dict[int, str]:
         """The scheduler's ids, as far as its answers were read."""
@@ -191,6 +194,26 @@ class Place:
             with contextlib.suppress(OSError):
                 os.remove(self.path(kind, key))
 
+    def is_at_work(self, key: str, patience: float) -> bool:
+        """Whether a program may be submitting this just now, which it does for `patience` seconds at most."""
+        written = self.since([key])
+        if datetime.now(UTC) - written > timedelta(seconds=patience):
+            return False
+        return program_lives(_read(f"{self.root}/{key.rpartition('-')[0]}/{BY}") or "")
+
+    def tidy(self, program: str) -> None:
+        """Remove the directory of a program of which nothing is left."""
+        place = f"{self.root}/{program}"
+        if _names(f"{place}/job") or not os.path.isdir(place):
+            return
+        with contextlib.suppress(OSError):
+            os.rename(place, f"{place}~")
+            if _names(f"{place}~/job"):  # it has just begun again
+                os.rename(f"{place}~", place)
+            else:
+                self.remove(f"{program}~")
+        _made.discard(place)
+
     def remove(self, program: str | None = None) -> None:
         """Remove everything, or all of one program; and the session's directory, if nothing else is in it."""
         for name in [program] if program is not None else _names(self.root):
@@ -203,28 +226,34 @@ class Place:
         try:
             for kind in KINDS:
                 os.makedirs(f"{program}/{kind}", mode=0o700, exist_ok=True)
+            _write(f"{program}/{BY}", program_name("self"))
         except OSError as error:
             words = f"{program}: {error.strerror}. Give a directory that the cluster's machines share: directory=PATH"
             raise SessionManagementError(words) from error
         _made.add(program)
 
-    def _write(self, kind: Kind, key: str, text: str) -> None:
-        path = self.path(kind, key)
-        try:
-            with open(f"{path}~", "w", encoding="utf-8", errors="surrogateescape", opener=_private) as file:
-                file.write(text)
-            os.rename(f"{path}~", path)
-        except OSError as error:
-            raise SessionManagementError(f"{path}: {error.strerror}") from error
-
     def _read(self, kind: Kind, key: str) -> str | None:
-        try:
-            with open(self.path(kind, key), encoding="utf-8", errors="surrogateescape") as file:
-                return file.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise SessionManagementError(f"{self.path(kind, key)}: {error.strerror}") from error
+        return _read(self.path(kind, key))
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SessionManagementError(f"{path}: {error.strerror}") from error
+
+
+def _write(path: str, text: str) -> None:
+    """At once or not at all."""
+    try:
+        with open(f"{path}~", "w", encoding="utf-8", errors="surrogateescape", opener=_private) as file:
+            file.write(text)
+        os.rename(f"{path}~", path)
+    except OSError as error:
+        raise SessionManagementError(f"{path}: {error.strerror}") from error
 
 
 def _three(numbers: range) -> list[int]:

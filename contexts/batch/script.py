@@ -159,7 +159,7 @@ def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: 
 
 def _environment(entry: Entry) -> list[str]:
     """In the shell that becomes the command: nothing that is set here changes what the script itself does."""
-    given = entry.template.job_environment or {}
+    given: Mapping[str, str] = entry.template.job_environment or {}
     lines = ["wfl_by=$(command -v env)"] if any(map(_is_special, given)) else []
     for name, value in given.items():
         if not _is_special(name):

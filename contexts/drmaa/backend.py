@@ -363,14 +363,15 @@ class DrmaaBackend(BatchBackend):
             return held.state.state
         return JobState.RUNNING if held.started else JobState.QUEUED
 
-    def _search(self, entries: Mapping[str, Entry]) -> None:
+    def _search(self, entries: Mapping[str, Entry]) -> set[str]:
         """Submissions without an answer: by Grid Engine's own list; else what has not begun never will."""
         if isinstance(self.scheduler, GridEngine):
-            super()._search(entries)
-            return
-        for key in entries:
+            return super()._search(entries)
+        waits = {key for key in entries if self._is_another_s(key)}
+        for key in entries.keys() - waits:
             if not self.place.accepted(key):
                 self.place.forget(key)
+        return waits
 
     # -- control --
 

@@ -236,7 +236,7 @@ def test_jobs_outlive_a_daemon_s_absence(site: Site, daemon: str, blow: signal.S
 
 NONSENSE = """
 from wfl.contexts.batch import engine
-engine.GONE, engine.USAGE = 2.0, 1.0
+engine.ASK, engine.GONE, engine.USAGE = (0.2, 1.0), 2.0, 1.0
 with Workflow(context(detach=False)).raise_for_error() as flow:
     line = f"echo lives >>{place}/starts; until [ -e {place}/over ]; do sleep 0.2; done; exit 5"
     lives = flow.run(shell(line)).tasks[0]

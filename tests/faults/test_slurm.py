@@ -421,14 +421,15 @@ def test_node_that_fails(own: Own, own_flow: Workflow, tmp_path: Path) -> None:
     look = states_of(again)
     started(lost)
     id = started(again)
-    node = own.run("sinfo", "--noheader", "--format=%n").split()[0]
+    node = own.run("sinfo", "--noheader", "--format=%N").split()[0]
     own.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     info = ended(lost, MINUTES)
     assert (info.state, info.sub_state) == (JobState.FAILED, "node_failure")
     assert str(info.annotation).startswith("NODE_FAIL")
     wait_until("it is known to wait again", lambda: JobState.REQUEUED in look(), MINUTES)
     (tmp_path / "go").touch()
-    own.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    own.run("scontrol", "update", f"NodeName={node}", "State=RESUME", ok=False)  # its slurmd may have done so
+    wait_until("the node takes jobs", lambda: "idle" in own.run("sinfo", "--noheader", "--format=%t"))
     hurry(own.run, id)
     wait_until("it has ended", lambda: look()[-1].ended, MINUTES)
     assert (ended(again).state, ended(again).sub_state) == (JobState.DONE, "exited")

@@ -36,7 +36,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     def run(template: JobTemplate, index: int | None = None) -> tuple[End | None, str]:
         place = Place(str(tmp_path), "session")
         indexes = None if index is None else range(index, index + 1)
-        entry = Entry(f"p-{next(numbers)}", template, "4711", indexes=indexes, waves=indexes and [Wave(indexes)])
+        entry = Entry(
+            f"p-{next(numbers)}", template, "4711", indexes=indexes, waves=[Wave(indexes)] if indexes else None
+        )
         place.enter(entry, script(entry, place, number="NUMBER"))
         environment = os.environ | ({} if index is None else {"NUMBER": str(index)})
         subprocess.run([request.param, place.path("script", entry.key)], env=environment, check=False, timeout=60)

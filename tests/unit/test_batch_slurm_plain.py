@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,15 @@ def test_record_of_its_own(backend: BatchBackend, words: str, cause: SubState) -
     assert seen.state.ended
     (info,) = backend.collect([id])
     assert (info.sub_state, info.exit_status) == (cause, 7)
+
+
+def test_shorter_than_the_clock_tells(backend: BatchBackend) -> None:
+    """A job that began and ended in the same hundredth of a second took no time, which is known."""
+    id = run(backend)
+    Path(backend.place.path("run", KEY)).touch()
+    Path(backend.place.path("end", KEY)).write_text("status 0\nid 500\nbegun 5.25\nover 5.25\n.\n")
+    (info,) = backend.collect([id])
+    assert info.wallclock_time == timedelta(0)
 
 
 def test_normal_end_has_no_words(backend: BatchBackend, replay: Replay) -> None:
