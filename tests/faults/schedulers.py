@@ -127,10 +127,11 @@ class Own:
         return self.base / "run" / f"{daemon}.pid"
 
     def is_saved(self) -> None:
-        """Wait until slurmctld has written down the jobs that it has now, which it does some seconds later."""
-        if self.name == "slurm":
-            now, state = time.time(), self.base / "state" / "job_state"
-            wait_until("the jobs are written down", lambda: state.exists() and state.stat().st_mtime > now)
+        """Wait until slurmctld has written down the jobs that it has now, which it does some seconds after a change."""
+        now, state = time.time(), self.base / "state" / "job_state"
+        id = self.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
+        self.run("scancel", id)
+        wait_until("the jobs are written down", lambda: state.exists() and state.stat().st_mtime > now)
 
     def queue(self) -> list[str]:
         """The ids of all jobs that have not ended."""

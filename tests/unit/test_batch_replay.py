@@ -16,11 +16,16 @@ import pytest
 from tests import replay
 from wfl import Job, JobInfo, JobState, JobTemplate, Task, TaskArray, Workflow, shell
 from wfl.contexts.batch import engine
+from wfl.contexts.batch.client import Client
+from wfl.contexts.batch.place import BY, Entry, Place
 from wfl.drmaa2 import WALLCLOCK_TIME
 from wfl.errors import InvalidStateError, SessionManagementError
+from wfl.program import program_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from wfl.contexts.batch.scheduler import Job as BatchJob
 
 DIALECTS = ("openpbs", "torque", "lsf", "flux")
 ARRAYS = ("openpbs", "torque", "lsf")
@@ -265,3 +270,53 @@ def test_output_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             assert job.output() == ""
             with pytest.raises(InvalidStateError, match=f"{path} .* did not appear here within 0.1 s"):
                 job.on_error_raise()
+
+
+def test_what_another_program_is_just_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second program in the session leaves it alone, follows it when it is there, and both are told of its end."""
+    submit, begun, go = Client.submit, threading.Event(), threading.Event()
+
+    def slow(client: Client, job: BatchJob) -> str:
+        begun.set()
+        assert go.wait(PATIENCE)
+        return submit(client, job)
+
+    monkeypatch.setattr(Client, "submit", slow)
+    with Workflow(replay.context("torque", tmp_path, detach=False), raise_errors=True) as first:
+        job = first.new_job()
+        other = threading.Thread(target=job.run, args=["echo", "hello"])
+        other.start()
+        assert begun.wait(PATIENCE)
+        with Workflow(replay.context("torque", tmp_path), raise_errors=True) as second:
+            (same,) = second.jobs()
+            assert same.state is JobState.UNDETERMINED
+            go.set()
+            other.join(PATIENCE)
+            assert (job.wait(PATIENCE).output(), same.wait(PATIENCE).output()) == ("hello", "hello")
+
+
+def test_what_a_dead_program_never_submitted(tmp_path: Path) -> None:
+    """Without a store, too, a job that was written down and not submitted is known never to have run."""
+    context = replay.context("torque", tmp_path, detach=False)
+    place = Place(str(tmp_path / "torque" / "jobs"), context.session_name)
+    place.enter(Entry("dead-1", JobTemplate(remote_command="true"), "dead-1"), "exit 0\n")
+    host, boot, pid, _ = program_name("self").split(" ")
+    Path(place.root, "dead", BY).write_text(f"{host} {boot} {pid} then", encoding="utf-8")
+    with Workflow(context) as flow:
+        (job,) = flow.jobs()
+        info = ended(job)
+        assert (info.state, info.sub_state, info.exit_status) == (JobState.FAILED, "launch_failure", None)
+        assert "it never ran" in str(info.annotation)
+
+
+def test_nothing_is_left_of_what_was_reaped(tmp_path: Path) -> None:
+    """When all jobs are reaped, the directories of the programs go with the last session."""
+    context = replay.context("torque", tmp_path, detach=True)
+    with Workflow(context, raise_errors=True) as flow:
+        flow.run("true").wait()
+    with Workflow(replay.context("torque", tmp_path, detach=True), raise_errors=True) as flow:
+        (job,) = flow.jobs()
+        job.wait(PATIENCE).reap_all()
+        flow.run("true").wait(PATIENCE).reap_all()
+        flow.run("true").wait(PATIENCE).reap_all()
+    assert not (tmp_path / "torque" / "jobs" / context.session_name).exists()
