@@ -13,7 +13,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wfl.drmaa2 import JobTemplate
+from wfl.backend import INDEX
+from wfl.drmaa2 import Capability, JobTemplate
 from wfl.errors import InvalidArgumentError, SessionManagementError, UnsupportedOperationError, nearest
 from wfl.gate import Gate
 
@@ -64,6 +65,8 @@ class Context(ABC):
     ) -> None:
         if default_template is not None and not isinstance(default_template, JobTemplate):
             raise TypeError(f"default_template is {default_template!r}, expected a JobTemplate")
+        if not isinstance(detach, bool):
+            raise TypeError(f"detach is {detach!r} ({type(detach).__name__}), expected bool")
         self.default_template = default_template or JobTemplate()
         self.session_name = check_session_name(session_name)
         self.max_parallel = check_max_parallel(max_parallel)
@@ -85,6 +88,27 @@ class Context(ABC):
         from wfl.threads import Clock
 
         return Clock("wfl-clock")
+
+    def submissions(
+        self, backend: Backend, template: JobTemplate, indexes: range | None
+    ) -> list[tuple[JobTemplate, range | int | None]]:
+        """What a template comes to: itself, an array as a whole where that can be, or else each of its elements.
+
+        With the defaults, and with placeholders filled; running numbers begin with 1 here.
+        """
+        from wfl.placeholders import fill
+
+        merged, number = template.merged_with(self.default_template), itertools.count(1).__next__
+        if indexes is None or self.takes_whole(backend, merged):
+            return [(fill(merged, None if indexes is None else INDEX, number), indexes)]
+        return [(fill(merged, index, number), index) for index in indexes]
+
+    def takes_whole(self, backend: Backend, template: JobTemplate) -> bool:
+        """Whether an array of this template is one submission."""
+        from wfl.placeholders import only_index
+
+        native = Capability.NATIVE_ARRAYS in backend.capabilities and self.gate is None
+        return native and only_index(template, backend.index_fields)
 
     def next_task_number(self) -> int:
         """The running number that `{{.ID}}` stands for."""

@@ -35,7 +35,7 @@ from wfl.errors import (
 )
 from wfl.gate import Gate, advance, leave_all
 from wfl.log import log
-from wfl.placeholders import fill, has_placeholders, only_index
+from wfl.placeholders import fill, has_placeholders
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
 from wfl.task import Task, TaskArray
 from wfl.threads import Pool, in_threads
@@ -244,8 +244,7 @@ class JobSession:
         tasks = [Task(record) for record in records]
         array = TaskArray(self, job_id, merged, tasks, source=template, max_parallel=max_parallel)
         self._arrays[job_id] = array
-        alike = same or only_index(merged, self.backend.index_fields)
-        native = self._has(Capability.NATIVE_ARRAYS) and alike and self.context.gate is None
+        native = self.context.takes_whole(self.backend, merged)
         if max_parallel and not (native and self._has(Capability.MAX_PARALLEL)):
             self._admit(records, gate=Gate(max_parallel))
         elif native:

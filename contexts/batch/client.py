@@ -61,6 +61,8 @@ class Client:
     def submit(self, job: Job) -> str:
         """Hand over one job, or one part of an array; its id."""
         surroundings = self.commands.environment(None if job.inherit else self.scheduler.passed)
+        for name in self.scheduler.unwanted:
+            surroundings.pop(name, None)
         command = self.scheduler.submit(job)
         try:
             return self.scheduler.accepted(self.commands.run(command, surroundings))

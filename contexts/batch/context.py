@@ -48,6 +48,13 @@ class BatchContext(Context):
             raise InvalidArgumentError(f"timeout is {timeout!r}, expected seconds above 0")
         if environment is not None and not isinstance(environment, Mapping):
             raise TypeError(f"environment is {environment!r} ({type(environment).__name__}), expected a dict")
+        for name, value in (environment or {}).items():
+            if not isinstance(value, str):
+                raise TypeError(f"environment: {name} is {value!r} ({type(value).__name__}), expected str")
+        if not isinstance(inherit_environment, bool):
+            raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
+        if directory == "":
+            raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
         self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
         self.timeout, self.inherit_environment = float(timeout), inherit_environment
         self.environment = dict(environment or {})
@@ -79,11 +86,12 @@ class BatchContext(Context):
     ) -> list[Preview]:
         """What would be run for a template, or for an array of it: the command line and the script, nothing else.
 
-        Several where an array is longer than the scheduler takes: its limit is asked for, nothing is submitted.
+        Several where an array is longer than the scheduler takes, whose limit is asked for, and where it has no arrays
+        or the elements differ. KEY, ID and running numbers stand for those that the jobs would have.
         """
-        merged = template.merged_with(self.default_template)
         numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
-        return self.backend().preview(merged, numbers, max_parallel)
+        backend = self.backend()
+        return backend.preview(self.submissions(backend, template, numbers), max_parallel)
 
 
 def clean(session_name: str, context: BatchContext | DrmaaContext) -> int:

@@ -168,11 +168,23 @@ class BatchBackend(Backend):
         self._script(entry)
         self.scheduler.submit(Job(entry, "", "", self._session_name))
 
-    def preview(self, template: JobTemplate, indexes: range | None, max_parallel: int | None) -> list[Preview]:
-        """What would be run."""
-        self.check(template)
-        entry = self._entry(Submission("KEY-1", template, "KEY-1"), indexes, max_parallel)
-        return [Preview(tuple(self.scheduler.submit(job)), self._script(entry, job.wave)) for job in self._jobs(entry)]
+    def preview(
+        self, submissions: Iterable[tuple[JobTemplate, range | int | None]], max_parallel: int | None
+    ) -> list[Preview]:
+        """What would be run for these templates, each a job, an array, or an array's element."""
+        found = []
+        for template, indexes in submissions:
+            self.check(template)
+            index = indexes if isinstance(indexes, int) else None
+            key = "KEY-1" if index is None else f"KEY-1.{index}"
+            whole = indexes if isinstance(indexes, range) else None
+            entry = self._entry(Submission(key, template, "KEY-1", index=index), whole, max_parallel)
+            jobs = [_behind(job, f"ID{job.part}") for job in self._jobs(entry)]
+            found += [Preview(self._shown(job), self._script(entry, job.wave)) for job in jobs]
+        return found
+
+    def _shown(self, job: Job) -> tuple[str, ...]:
+        return tuple(self.scheduler.submit(job))
 
     def open(self, report: Report, directory: Path | None) -> None:
         """Nothing is contacted: the scheduler answers when it is first needed."""
@@ -224,7 +236,7 @@ class BatchBackend(Backend):
         self.ending.before(entry.key)
         ids: dict[int, str] = {}
         for part in self._jobs(entry):
-            job = structs.replace(part, after=ids[part.part - 1]) if part.part and entry.max_parallel else part
+            job = _behind(part, ids.get(part.part - 1))
             self.place.enter(entry, self._script(entry, job.wave))
             try:
                 ids[job.part] = self._send(job)
@@ -815,6 +827,11 @@ class Preview(msgspec.Struct, frozen=True):
         import shlex
 
         return f"{shlex.join(self.command)}\n\n{self.script}"
+
+
+def _behind(job: Job, before: str | None) -> Job:
+    """A later part of an array waits for the one before, where only so many elements may run at once."""
+    return structs.replace(job, after=before) if job.part and job.entry.max_parallel else job
 
 
 def _settled(template: JobTemplate) -> JobTemplate:

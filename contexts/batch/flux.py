@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
 
+_OWNED = "--bcc --cc --dry-run --error --input --job-name --output --wait --watch --wrap"
+"""Options that are not the user's to give."""
 _STATES = {
     "NEW": JobState.QUEUED,
     "DEPEND": JobState.QUEUED,
@@ -99,7 +101,7 @@ class Flux(Scheduler):
             *([] if job.inherit else ["--env-remove=*", *([] if nodes is None else ["--env=PATH"])]),
             *(_task(template) if nodes is None else _nodes(template, nodes)),
             *_wishes(template),
-            *native(template),
+            *native(template, _OWNED),
             *command,
         ]
 

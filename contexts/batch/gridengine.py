@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate, SubState
 
+_OWNED = "-@ -b -cwd -e -help -i -j -now -o -S -shell -sync -t -terse -v -verify -wd -xml"
+"""Options that are not the user's to give."""
 _KEY = "wfl_key"
 """The variable of a job's context that has our key where the job's name is the user's."""
 _NAMED = re.compile(r"wfl-([0-9a-zA-Z]+-\d+)(?:_(\d+))?\Z")
@@ -140,7 +142,7 @@ class GridEngine(Scheduler):
             *self._resources(template),
             *_verified(template),
             *_wishes(template),
-            *native(template),
+            *native(template, _OWNED),
             job.script,
         ]
 

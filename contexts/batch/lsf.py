@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
 
+_OWNED = "-e -eo -env -I -Ip -Is -IS -ISp -ISs -i -is -J -Jd -K -o -oo -pack"
+"""Options that are not the user's to give."""
 _STATES = {
     "PEND": JobState.QUEUED,
     "WAIT": JobState.QUEUED,
@@ -115,7 +117,7 @@ class Lsf(Scheduler):
             *_dependencies(job),
             *_resources(template),
             *_wishes(template),
-            *native(template),
+            *native(template, _OWNED),
             f"trap : {_TRAPPED}; /bin/sh {'' if job.inherit else '-l '}{shlex.quote(job.script)}",
         ]  # fmt: skip
 

@@ -41,6 +41,8 @@ OPENPBS, TORQUE = "openpbs", "torque"
 KEY = "WFL_KEY"
 """The variable that a job's Variable_List shows: PBS has no place for a comment."""
 
+_OWNED = "-I -J* -j* -k* -N* -o* -e* -S* -t* -V -v* -X -z"
+"""Options that are not the user's to give."""
 _STATES = {
     "B": JobState.RUNNING,
     "C": JobState.DONE,
@@ -127,7 +129,7 @@ class Pbs(Scheduler):
             *self._resources(template),
             *_wishes(template),
             *self._queue(template),
-            *native(template),
+            *native(template, _OWNED),
             job.script,
         ]  # fmt: skip
 

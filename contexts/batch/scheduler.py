@@ -109,6 +109,8 @@ class Scheduler(ABC):
     """For a job's shell: its id, an array's element that of the array; empty where it cannot be had."""
     number: ClassVar[str]
     """The variable in which an array's element finds its number."""
+    unwanted: ClassVar[frozenset[str]] = frozenset()
+    """The user's variables that would make something else of a submission than its options say."""
     lowest: ClassVar[int] = 1
     """The smallest number of an element."""
     rungs: ClassVar[int] = 1
@@ -237,13 +239,24 @@ class Scheduler(ABC):
         return False
 
 
-def native(template: JobTemplate) -> list[str]:
-    """The options that the template gives as they are."""
+def native(template: JobTemplate, owned: str) -> list[str]:
+    """The options that the template gives as they are; `owned` are those that would undo what wfl relies on.
+
+    A short one of these may have its value attached where there is a "*" behind it.
+    """
     text = extension(template, NATIVE) or ""
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise InvalidArgumentError(f"extensions: native is {text!r}: {error}") from error
+    for word in words:
+        name = word.partition("=")[0]
+        for option in owned.split():
+            short = option.endswith("*") and word[:2] == option[:2]
+            cut = option.startswith("--") and len(name) > 3 and option.startswith(name)  # noqa: PLR2004 - "--x"
+            if short or cut or name == option:
+                raise InvalidArgumentError(f"extensions: native has {word}: {option.rstrip('*')} is for wfl to set")
+    return words
 
 
 def extension(template: JobTemplate, name: str) -> str | None:

@@ -84,6 +84,11 @@ _EXPLAINED: tuple[tuple[str, SubState], ...] = (
 )
 """What slurmstepd writes into a job's log; an array's element has a number of its own there."""
 _SIGNAL = re.compile(r"(?:B:)?(?:SIG)?([A-Z][A-Z0-9]+)@(\d+)\Z")
+_OWNED = (
+    "-a* --array --chdir -D* --clusters -M* --comment --error -e* --export --export-file -i* --input --open-mode"
+    " --output -o* --parsable --test-only --usage -V --version --wait -W --wrap"
+)
+"""Options that are not the user's to give."""
 _EXTENSIONS = {
     "constraint": "--constraint",
     "exclude": "--exclude",
@@ -122,7 +127,7 @@ class Slurm(Scheduler):
             "SQUEUE_ACCOUNT", "SQUEUE_ARRAY", "SQUEUE_NAMES", "SQUEUE_PARTITION", "SQUEUE_QOS", "SQUEUE_SORT",
             "SQUEUE_STATES", "SQUEUE_USERS", "SQUEUE_LICENSES", "SACCT_FORMAT", "SACCT_FEDERATION", "SCANCEL_ACCOUNT",
             "SCANCEL_BATCH", "SCANCEL_FULL", "SCANCEL_HURRY", "SCANCEL_INTERACTIVE", "SCANCEL_NAME",
-            "SCANCEL_PARTITION", "SCANCEL_QOS", "SCANCEL_STATE", "SCANCEL_USER", "SCANCEL_WCKEY",
+            "SCANCEL_PARTITION", "SCANCEL_QOS", "SCANCEL_STATE", "SCANCEL_USER", "SCANCEL_WCKEY", "SLURM_CLUSTERS",
         ),
         "",
     )  # fmt: skip
@@ -131,6 +136,7 @@ class Slurm(Scheduler):
     # All of the command's environment goes to the job: it has to be next to none. (With --export=NIL or NONE each job
     # begins with a login of its own on its node, which takes a third of a second and more.)
     passed = ("SLURM_CONF", "SBATCH_")
+    unwanted = frozenset({"SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT", "SLURM_CLUSTERS"})
     leads = "SLURM_CONF"  # it is tried again for a minute
     lowest = 0
     # With proctrack/cgroup no signal but SIGKILL reaches what is not slurmstepd's own child.
@@ -155,7 +161,7 @@ class Slurm(Scheduler):
             *_dependencies(job),
             *_resources(template),
             *_wishes(template),
-            *native(template),
+            *native(template, _OWNED),
             job.script,
         ]
 

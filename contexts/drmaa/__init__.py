@@ -102,6 +102,6 @@ class DrmaaContext(Context):
             system_name = connection.system()
         except SessionManagementError:
             system_name = "SGE"
-        merged = template.merged_with(self.default_template)
         numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
-        return self._backend(system_name).preview(merged, numbers, max_parallel)
+        backend = self._backend(system_name)
+        return backend.preview(self.submissions(backend, template, numbers), max_parallel)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Limits, Submission
 from wfl.contexts.batch.client import ENDING
-from wfl.contexts.batch.engine import BatchBackend, Preview, native
+from wfl.contexts.batch.engine import BatchBackend, native
 from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.place import Entry
 from wfl.contexts.drmaa import system
@@ -93,11 +93,9 @@ class DrmaaBackend(BatchBackend):
         entry = Entry("check-0", template, "check-0")
         system.attributes(self._jobs(entry)[0], self.scheduler)
 
-    def preview(self, template: JobTemplate, indexes: range | None, max_parallel: int | None) -> list[Preview]:
+    def _shown(self, job: Job) -> tuple[str, ...]:
         """The attributes that would be given to the library in the place of a command line."""
-        self.check(template)
-        entry = self._entry(Submission("KEY-1", template, "KEY-1"), indexes, max_parallel)
-        return [Preview(_shown(job, self.scheduler), self._script(entry, job.wave)) for job in self._jobs(entry)]
+        return _shown(job, self.scheduler)
 
     def open(self, report: Report, directory: Path | None) -> None:
         """Begin the library's session, which contacts the scheduler."""

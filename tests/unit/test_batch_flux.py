@@ -27,7 +27,7 @@ WHOLE = JobTemplate(
     start_time=START,
     accounting_id="acc",
     resource_limits={WALLCLOCK_TIME: 3601.5},
-    extensions={"gpus": "2", "dependency": "afterok:f17", "signal": "USR1@60s", "native": "-o 'n o'"},
+    extensions={"gpus": "2", "dependency": "afterok:f17", "signal": "USR1@60s", "native": "--flags 'n o'"},
 )
 
 
@@ -43,7 +43,7 @@ def test_whole_template() -> None:
         "flux", "submit", "--job-name=a_job wfl:KEY-1", "--setattr=user.wfl=KEY-1", "--output=/log/1", "--error=/log/1",
         "--env-remove=*", "--ntasks=1", "--cores-per-task=4", "--gpus-per-task=2", "--time-limit=3601.5s",
         "--urgency=9", "--queue=batch", "--bank=acc", "--requires=host:n1,n2", "--begin-time=2026-12-01 10:30:16",
-        "--dependency=afterok:f17", "--signal=USR1@60s", "-o", "n o", "/bin/sh", "-l", "/script/1",
+        "--dependency=afterok:f17", "--signal=USR1@60s", "--flags", "n o", "/bin/sh", "-l", "/script/1",
     ]  # fmt: skip
 
 
