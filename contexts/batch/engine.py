@@ -633,6 +633,8 @@ class BatchBackend(Backend):
         for id in keys:
             self._held[id].state = None
         infos, gone = self._query(set(keys))
+        silent = keys.keys() - {info.id for info in infos} - set(gone)
+        infos += [JobInfo(id=id) for id in silent]  # nobody can tell now; what they are called is known
         named = [info.replace(extensions={**info.extensions, "key": keys[str(info.id)]}) for info in infos]
         return named, [keys[id] for id in gone]
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,8 +101,9 @@ class Place:
             "template": json.loads(entry.template.to_json()),
         }
         program = os.path.join(self.root, entry.key.rpartition("-")[0])
-        if program not in _made or not os.path.isdir(f"{program}/job"):  # another may remove one in which nothing is
-            self._make(program)
+        with _making:
+            if program not in _made or not os.path.isdir(f"{program}/job"):  # others may remove one that is empty
+                self._make(program)
         _write(self.path("job", entry.key), json.dumps(said))
         _write(self.path("script", entry.key), script)
 
@@ -260,6 +262,7 @@ def _three(numbers: range) -> list[int]:
     return [numbers.start, numbers.stop, numbers.step]
 
 
+_making = threading.Lock()
 _made: set[str] = set()
 """Directories that this program has made."""
 
