@@ -272,17 +272,19 @@ class BatchBackend(Backend):
             raise InvalidArgumentError(f"extensions: {INHERIT} is {given!r}, expected 'true' or 'false'")
         return self._inherit if given is None else given == "true"
 
-    def _script(self, entry: Entry, wave: Wave | None = None, first: str | None = None) -> str:
+    def _script(self, entry: Entry, wave: Wave | None = None) -> str:
         scheduler = self.scheduler
-        offset, step = (wave.first, wave.step) if wave else (0, 1)
+        first: int | str = wave.first if wave else 0
+        if scheduler.late and len(entry.waves or ()) > 1:
+            first = "$1"  # see Job.offset
         login = scheduler.passed is not None and not self._inherits(entry.template)
         return script.script(
             entry,
             self.place,
             number=scheduler.number,
             id=scheduler.id,
-            first=offset if first is None else first,
-            step=step,
+            first=first,
+            step=wave.step if wave else 1,
             login=login,
             reserved=scheduler.reserved,
             passed_on=scheduler.passed_on(entry.template),

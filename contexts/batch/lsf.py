@@ -87,6 +87,7 @@ class Lsf(Scheduler):
     """LSF 10.1."""
 
     name = "lsf"
+    late = True
     fields = frozenset(
         {
             "rerunnable", "email", "email_on_started", "email_on_terminated", "reservation_id", "queue_name",
@@ -118,7 +119,7 @@ class Lsf(Scheduler):
             *_resources(template),
             *_wishes(template),
             *native(template, _OWNED),
-            f"trap : {_TRAPPED}; /bin/sh {'' if job.inherit else '-l '}{shlex.quote(job.script)}",
+            f"trap : {_TRAPPED}; /bin/sh {'' if job.inherit else '-l '}{shlex.join([job.script, *job.offset])}",
         ]  # fmt: skip
 
     def accepted(self, output: str) -> str:

@@ -57,6 +57,11 @@ class Job(msgspec.Struct, frozen=True, gc=False):
         """What the scheduler's list has to show, so that a job is found whose submission got no answer."""
         return self.entry.key if not self.part else f"{self.entry.key}/{self.part}"
 
+    @property
+    def offset(self) -> list[str]:
+        """Where a script is read late: its argument, by which the parts of an array, which share it, differ."""
+        return [str(self.wave.first)] if self.wave is not None and len(self.entry.waves or ()) > 1 else []
+
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
     """What the scheduler's list says of one job (`numbers` None), or of some elements of one array.
@@ -111,6 +116,8 @@ class Scheduler(ABC):
     """The variable in which an array's element finds its number."""
     unwanted: ClassVar[frozenset[str]] = frozenset()
     """The user's variables that would make something else of a submission than its options say."""
+    late: ClassVar[bool] = False
+    """Whether a script is read when a job begins, and not when it is submitted."""
     lowest: ClassVar[int] = 1
     """The smallest number of an element."""
     rungs: ClassVar[int] = 1

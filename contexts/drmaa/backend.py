@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from wfl.backend import Outcome, Report
     from wfl.contexts.batch.engine import Held
-    from wfl.contexts.batch.place import Wave
     from wfl.contexts.batch.scheduler import Job, Scheduler
     from wfl.contexts.drmaa.library import Waited
     from wfl.drmaa2 import JobTemplate
@@ -116,10 +115,6 @@ class DrmaaBackend(BatchBackend):
 
     def _highest(self) -> int | None:
         return self._most
-
-    def _script(self, entry: Entry, wave: Wave | None = None, first: str | None = None) -> str:
-        """The parts of an array have one script, which is read when they begin, so each is told where it begins."""
-        return super()._script(entry, wave, first=system.FIRST if system.is_part(entry) else first)
 
     def _send(self, job: Job) -> str:
         attributes = system.attributes(job, self.scheduler)

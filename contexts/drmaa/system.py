@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from wfl.backend import Action
-    from wfl.contexts.batch.place import Entry
     from wfl.contexts.batch.scheduler import Command, Job, Seen
     from wfl.contexts.drmaa.library import Waited
     from wfl.drmaa2 import JobTemplate
@@ -41,8 +40,6 @@ _GRID_ENGINE = re.compile(r"\b(SGE|GE|UGE|OGE|OCS|GCS)\b|Grid ?Engine", re.IGNOR
 _SET = {"-terse": 0, "-C": 1, "-N": 1, "-S": 1, "-wd": 1, "-o": 1, "-j": 1, "-t": 1}
 """Options of qsub, and how many words follow, that are attributes here, or have no meaning."""
 _TOO_MANY = re.compile(r"more than (\d+) tasks")
-FIRST = "$1"
-"""Where a script finds what `_offset` says, in the shell's words."""
 _MILLISECONDS = 1e11
 """Times above that are no seconds: some libraries count milliseconds."""
 
@@ -100,6 +97,7 @@ class DrmaaGridEngine(GridEngine):
     """Grid Engine behind its library, which knows the site's job categories too (qtask(5))."""
 
     name = "drmaa"
+    late = True
     fields = GridEngine.fields | {"job_category"}
 
 
@@ -114,7 +112,7 @@ def attributes(job: Job, scheduler: Scheduler) -> dict[str, Any]:
     found: dict[str, Any] = {
         "jobName": job_name(template, job.key),
         "remoteCommand": "/bin/sh",
-        "args": [*([] if job.inherit else ["-l"]), job.script, *_offset(job)],
+        "args": [*([] if job.inherit else ["-l"]), job.script, *job.offset],
         "workingDirectory": "/",
         "outputPath": f":{job.log}",
         "joinFiles": True,
@@ -128,16 +126,6 @@ def attributes(job: Job, scheduler: Scheduler) -> dict[str, Any]:
     else:
         found |= _portable(job)
     return {name: _encoded(value) for name, value in found.items() if value != ""}
-
-
-def is_part(entry: Entry) -> bool:
-    """Whether this array is submitted in several parts."""
-    return len(entry.waves or ()) > 1
-
-
-def _offset(job: Job) -> list[str]:
-    """What is added to an element's number in this part of an array, if it has several."""
-    return [str(job.wave.first)] if job.wave is not None and is_part(job.entry) else []
 
 
 def _portable(job: Job) -> dict[str, Any]:

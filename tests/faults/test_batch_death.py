@@ -16,6 +16,7 @@ import pytest
 from tests.containers import lacking
 from tests.faults.machine import PATIENCE, Program, children_of, command_of, slowness, wait_until
 from wfl import JobState, Workflow
+from wfl.contexts.batch.place import BY
 from wfl.contexts.batch.slurm import SlurmContext
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Cluster:
 
     def files(self) -> list[Path]:
         """What is left in the directory."""
-        return [Path(place, name) for place, _, names in os.walk(self.directory) for name in names]
+        return [Path(place, name) for place, _, names in os.walk(self.directory) for name in names if name != BY]
 
     def context(self, **settings: object) -> SlurmContext:
         """One that finds the same session."""

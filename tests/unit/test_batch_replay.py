@@ -218,11 +218,13 @@ def test_answer_that_was_lost(dialect: str, tmp_path: Path, seconds: int, array:
 
 
 def test_array_over_the_limit(tmp_path: Path) -> None:
-    """An array that is longer than LSF takes goes in parts."""
+    """An array that is longer than LSF takes goes in parts, each of which knows its elements when it begins at last."""
     with Workflow(replay.context("lsf", tmp_path, detach=False)) as flow:
-        array = flow.run_array(range(1, 1003), shell("test $TASK_ID -ne 1002"))
+        template = JobTemplate(remote_command="sh", args=("-c", "test $TASK_ID -ne 1002"), submit_as_hold=True)
+        array = flow.run_array(range(1, 1003), template)
         parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "lsf" / "spool").glob("*.json"))]
         assert [len(part["elements"]) for part in parts] == [1000, 2]
+        array.release()
         assert [task.index for task in _tasks(array.wait()) if status(task)] == [1002]
 
 
