@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.containers import lacking
+from wfl.contexts.batch.place import BY
 
 SERVICES = Path(__file__).parent / "services"
 QUESTIONS = {"slurm": ("sinfo", "--noheader"), "slurm-plain": ("sinfo", "--noheader"), "sge": ("qstat",)}
 SCHEDULERS = frozenset(QUESTIONS)
 ANSWER = 60.0
 """Seconds that a scheduler may take to answer."""
+
+
+def left_in(directory: Path) -> list[Path]:
+    """What jobs have left in the directory of a context."""
+    return [path for path in directory.rglob("*") if path.is_file() and path.name != BY]
 
 
 def variables(name: str) -> dict[str, str]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.clusters import left_in
 from tests.containers import lacking
 from tests.faults.machine import PATIENCE, Program, children_of, command_of, slowness, wait_until
 from wfl import JobState, Workflow
-from wfl.contexts.batch.place import BY
 from wfl.contexts.batch.slurm import SlurmContext
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Cluster:
 
     def files(self) -> list[Path]:
         """What is left in the directory."""
-        return [Path(place, name) for place, _, names in os.walk(self.directory) for name in names if name != BY]
+        return left_in(self.directory)
 
     def context(self, **settings: object) -> SlurmContext:
         """One that finds the same session."""

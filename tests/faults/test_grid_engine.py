@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clusters import jobs_of, reached
+from tests.clusters import jobs_of, left_in, reached
 from tests.faults.machine import PATIENCE, Program, wait_until
 from tests.faults.schedulers import wrapped
 from wfl import DeniedByDrmsError, Job, JobInfo, JobState, TaskArray, Workflow, shell
@@ -79,7 +79,7 @@ class Cluster:
 
     def files(self) -> list[Path]:
         """What is left in the directory."""
-        return [path for path in self.directory.rglob("*") if path.is_file()]
+        return left_in(self.directory)
 
 
 @pytest.fixture
