@@ -343,7 +343,7 @@ class BatchBackend(Backend):
     def _forgotten(self, id: str) -> JobInfo | None:
         """The end of a job whose id the scheduler has given to another."""
         held = self._held.get(id)
-        if held is None or not any(id in living for living in self._living.values()):
+        if held is None or not self._lives(id):
             return None
         if self.place.end(held.key) is not None:
             return fact(id=id, state=JobState.DONE)
@@ -550,11 +550,18 @@ class BatchBackend(Backend):
     def _began(self, held: Held) -> bool:
         return held.started or self.place.began(held.key) is not None
 
+    def _lives(self, id: str) -> bool:
+        with self._lock:
+            return any(id in living for living in self._living.values())
+
     def _over(self, id: str, info: JobInfo) -> JobInfo:
+        self._lives_no_more(id)
+        return info
+
+    def _lives_no_more(self, id: str) -> None:
         with self._lock:
             for living in self._living.values():
                 living.discard(id)
-        return info
 
     def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
         """What the scheduler's records say of these; nothing where it keeps none."""
@@ -708,7 +715,8 @@ class BatchBackend(Backend):
         members: dict[str, list[str]] = {}
         for id in ids:
             members.setdefault(self._held[id].array or id, []).append(id)
-        living = Counter(self._held[id].array or id for ids in self._living.values() for id in ids)
+        with self._lock:
+            living = Counter(self._held[id].array or id for ids in self._living.values() for id in ids)
         found: dict[str, list[str]] = {}
         for one, some in members.items():
             found |= {one: some} if len(some) >= living[one] else {id: [id] for id in some}
@@ -746,8 +754,7 @@ class BatchBackend(Backend):
     def _appears(self, path: str, held: Held) -> bool:
         """Whether a job has written this; waits for it, as other machines' files come late on a shared file system."""
         end, id = self.place.end(held.key), self._by_key.get(held.key)
-        lives = any(id in living for living in self._living.values())
-        if lives or (end is not None and end.status is None) or not self._began(held):
+        if (id is not None and self._lives(id)) or (end is not None and end.status is None) or not self._began(held):
             return False
         given_up = time.monotonic() + LATE
         while not os.path.exists(path):
@@ -778,19 +785,18 @@ class BatchBackend(Backend):
     def reap(self, ids: Sequence[str]) -> None:
         """Remove what the jobs have left."""
         for id in ids:
-            held = self._held.pop(id, None)
-            if held is None:
-                continue
-            with self._lock:  # a job that another program saw end
-                for living in self._living.values():
-                    living.discard(id)
-            self._by_key.pop(held.key, None)
+            with self._lock:
+                held = self._held.pop(id, None)
+                if held is None:
+                    continue
+                self._lives_no_more(id)  # a job that another program saw end
+                self._by_key.pop(held.key, None)
+                left = self._left.pop(held.entry.key, 1) - 1
+                if left:
+                    self._left[held.entry.key] = left
             self.place.forget(held.key, KINDS if held.array is None else ELEMENT)
-            if held.array is not None:
-                self._left[held.entry.key] -= 1
-                if not self._left[held.entry.key]:
-                    del self._left[held.entry.key]
-                    self.place.forget(held.entry.key)
+            if held.array is not None and not left:
+                self.place.forget(held.entry.key)
 
     # -- the end --
 

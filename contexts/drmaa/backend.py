@@ -299,7 +299,7 @@ class DrmaaBackend(BatchBackend):
         gone: list[str] = []
         for id in ids:
             held = self._held.get(id)
-            if held is None or not any(id in living for living in self._living.values()):
+            if held is None or not self._lives(id):
                 continue
             try:
                 state = system.STATES.get(connection.library.status(native(id)))
@@ -444,12 +444,14 @@ class DrmaaBackend(BatchBackend):
         """Leave the library's session to the others; with `end`, everything that lives is ended first."""
         try:
             if end and not isinstance(self.scheduler, GridEngine):
-                self._cancel([id for ids in list(self._living.values()) for id in ids if self._is_own(id)])
+                with self._lock:
+                    living = set().union(*self._living.values())
+                self._cancel([id for id in living if self._is_own(id)])
             super().close(end=end)
         finally:
             self._stop.set()
             self._wake.set()
-            connection.disclaim(self._told_of)
+            connection.disclaim(list(self._told_of))
             connection.leave(self)
 
     def how_to_cancel(self, ids: Collection[str]) -> str:

@@ -248,7 +248,7 @@ with Workflow(context(SETTINGS), raise_errors=True) as flow:
         assert (over.exit_status(), over.output()) == (3, "out")
         info = ended.wait(PATIENCE).info()
         assert info is not None
-        assert (info.state, info.terminating_signal) == (JobState.FAILED, "SIGKILL")
+        assert (info.state, info.terminating_signal) == (JobState.FAILED, "SIGTERM")
         for job in (over, ended):
             assert job.reap_all().errors == []
 
