@@ -66,7 +66,8 @@ class Ending:
 
     def after(self, key: str) -> None:
         """It was accepted or refused."""
-        self._unsettled.discard(key)
+        with self._lock:
+            self._unsettled.discard(key)
 
     def is_own(self, key: str) -> bool:
         """Whether this program submitted it."""
@@ -116,8 +117,10 @@ class Ending:
             words = "%s: %d jobs and arrays are not ended yet; a helper process goes on with that: %s"
             log.error(words, self._scheduler.name, len(ids), error)  # noqa: TRY400 - it tells who sees to it
             return
+        with self._lock:
+            unsettled = {key.rpartition("-")[0] for key in self._unsettled}
         for program, helper in helpers.items():
-            if any(key.rpartition("-")[0] == program for key in self._unsettled):
+            if program in unsettled:
                 helper.take_over()
             else:
                 _leave(self._place, program, keep=self.keep)
@@ -213,16 +216,11 @@ def _submitted(place: Place, program: str) -> tuple[set[str], dict[str, None]]:
     for key in place.listed("script", program):
         given = place.accepted(key)
         ids.update(given.values())
-        for part in range(_parts(place, key)):
+        entry = place.entry(key)
+        for part in range(1) if entry is None else entry.parts:
             if part not in given:
                 unheard[f"{key}/{part}" if part else key] = None
     return ids, unheard
-
-
-def _parts(place: Place, key: str) -> int:
-    """In how many parts something is submitted: an array may have several."""
-    entry = place.entry(key)
-    return 1 if entry is None else len(entry.waves or [None])
 
 
 def _put_away(place: Place, program: str) -> None:

@@ -24,12 +24,12 @@ from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
 from wfl.contexts.batch.ending import Ending
 from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import ELEMENT, KINDS, Entry, Place, Wave, read_part
-from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, extension
+from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, flag
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
     DrmCommunicationError,
-    InvalidArgumentError,
     InvalidStateError,
+    SessionManagementError,
     UnsupportedOperationError,
     WflError,
 )
@@ -85,6 +85,13 @@ LATE = 10.0
 GONE = 30.0
 """Seconds after which a job that is in no list and no record is called gone."""
 
+AFTER = {
+    Action.SUSPEND: JobState.SUSPENDED,
+    Action.RESUME: JobState.RUNNING,
+    Action.HOLD: JobState.QUEUED_HELD,
+    Action.RELEASE: JobState.QUEUED,
+}
+"""The state that follows, before the scheduler shows it."""
 _DONE = {
     Action.SUSPEND: {JobState.SUSPENDED},
     Action.RESUME: {JobState.RUNNING},
@@ -99,7 +106,7 @@ ALIAS = "~"
 """In an id: what follows tells a job from an earlier one with the same id, and the scheduler does not know it."""
 
 
-def native(id: str) -> str:
+def native_id(id: str) -> str:
     """What the scheduler calls it."""
     return id.partition(ALIAS)[0]
 
@@ -144,7 +151,7 @@ class BatchBackend(Backend):
         self.limits = Limits(requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=60.0)
         self.scheduler = scheduler
         self.client = Client(scheduler, environment=environment, timeout=timeout)
-        self._session_name, self._inherit = session_name, inherit
+        self._inherit = inherit
         self.place = Place(directory, session_name)
         self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
         self._lock = threading.RLock()
@@ -166,7 +173,7 @@ class BatchBackend(Backend):
         script.check(template)
         entry = Entry("check-0", _settled(template), "check-0")
         self._script(entry)
-        self.scheduler.submit(Job(entry, "", "", self._session_name))
+        self.scheduler.submit(Job(entry, "", ""))
 
     def preview(
         self, submissions: Iterable[tuple[JobTemplate, range | int | None]], max_parallel: int | None
@@ -237,19 +244,19 @@ class BatchBackend(Backend):
         ids: dict[int, str] = {}
         for part in self._jobs(entry):
             job = _behind(part, ids.get(part.part - 1))
-            self.place.enter(entry, self._script(entry, job.wave))
             try:
+                self.place.enter(entry, self._script(entry, job.wave))
                 ids[job.part] = self._send(job)
             except DrmCommunicationError:
                 raise
             except WflError as error:
+                self._cancel(list(ids.values()))
+                self.place.forget(entry.key)
                 self.ending.after(entry.key)
                 if not ids:
-                    self.place.forget(entry.key)
                     raise
-                self._cancel(list(ids.values()))
                 raise type(error)(f"{error}; the parts of the array before that were cancelled") from error
-            self.place.accept(entry.key, ids)
+            self._write_down(entry.key, ids)
         found = self._hold(entry, ids)
         self._expect()
         self.ending.after(entry.key)
@@ -257,25 +264,29 @@ class BatchBackend(Backend):
             self._report([fact(id=id, state=JobState.QUEUED_HELD) for id in found])
         return found
 
+    def _write_down(self, key: str, ids: Mapping[int, str]) -> None:
+        """What cannot be written down was submitted all the same: a later program finds it by its key."""
+        try:
+            self.place.accept(key, ids)
+        except SessionManagementError as error:
+            log.warning("%s: the ids of %s cannot be written down: %s", self.name, key, error)
+
     def _send(self, job: Job) -> str:
         """Hand one job, or one wave of an array, to the scheduler; its id."""
         return self.client.submit(job)
 
     def _jobs(self, entry: Entry) -> list[Job]:
         path, words = self.place.path("script", entry.key), self.place.path("log", entry.key)
-        parts, inherit = range(len(entry.waves or [None])), self._inherits(entry.template)
-        return [Job(entry, path, words, self._session_name, inherit, part) for part in parts]
+        inherit = self._inherits(entry.template)
+        return [Job(entry, path, words, inherit, part) for part in entry.parts]
 
     def _inherits(self, template: JobTemplate) -> bool:
-        given = extension(template, INHERIT)
-        if given not in (None, "true", "false"):
-            raise InvalidArgumentError(f"extensions: {INHERIT} is {given!r}, expected 'true' or 'false'")
-        return self._inherit if given is None else given == "true"
+        return flag(template, INHERIT, default=self._inherit)
 
     def _script(self, entry: Entry, wave: Wave | None = None) -> str:
         scheduler = self.scheduler
         first: int | str = wave.first if wave else 0
-        if scheduler.late and len(entry.waves or ()) > 1:
+        if scheduler.late and len(entry.parts) > 1:
             first = "$1"  # see Job.offset
         login = scheduler.passed is not None and not self._inherits(entry.template)
         return script.script(
@@ -388,13 +399,20 @@ class BatchBackend(Backend):
                 id = self._by_key.get(key)
                 if id is None or id not in wanted or id not in living:
                     continue
-                held = self._held[id]
-                if key in over and not held.entry.template.rerunnable:
+                held = self._held.get(id)
+                if held is None:
+                    continue
+                if key in over and not held.entry.template.rerunnable and not self._is_awaited(id):
                     found.append(fact(id=id, state=JobState.DONE))
                 elif not held.started:
                     held.started = True
                     found.append(fact(id=id, state=JobState.RUNNING, dispatch_time=self.place.began(key)))
         return found
+
+    def _is_awaited(self, id: str) -> bool:
+        """Whether this end, which the job has written down, will be told in another way."""
+        del id
+        return False
 
     def _query(self, wanted: set[str]) -> tuple[list[JobInfo], list[str]]:
         """What the scheduler's list says of these, as far as it is new; and those that nobody knows any more."""
@@ -418,7 +436,7 @@ class BatchBackend(Backend):
                 words = "it was deleted before it began"
                 found.append(self._over(id, ended(id, sub_state="cancelled", annotation=words)))
             elif late:
-                account = self._explained(held, Account(native(id), None))
+                account = self._explained(held, Account(native_id(id), None))
                 if account.cause is None:
                     gone.append(id)
                 else:
@@ -445,11 +463,11 @@ class BatchBackend(Backend):
         """Delete what the scheduler holds and will not run; their ends, with its reasons."""
         if not ids:
             return []
-        reasons = self.client.reasons(sorted({native(self._held[id].array or id) for id in ids}))
+        reasons = self.client.reasons(sorted({native_id(self._held[id].array or id) for id in ids}))
         self._cancel(list(self._grouped(ids)))
         found = []
         for id in ids:
-            words = reasons.get(native(id)) or reasons.get(native(self._held[id].array or id))
+            words = reasons.get(native_id(id)) or reasons.get(native_id(self._held[id].array or id))
             words = words or f"{self.name} could not start it"
             found.append(self._over(id, ended(id, sub_state="launch_failure", annotation=words)))
         return found
@@ -524,7 +542,7 @@ class BatchBackend(Backend):
     def _ended(self, id: str, held: Held, own: End | None, account: Account | None) -> JobInfo:
         """The whole end of one job."""
         if account is None and own is not None and own.status:
-            told = self._explained(held, Account(id, None))
+            told = self._explained(held, Account(native_id(id), None))
             account = None if told.cause is None else told
         elif own is None and account is not None and account.cause is None and account.signal:
             account = self._explained(held, account)
@@ -566,7 +584,7 @@ class BatchBackend(Backend):
     def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
         """What the scheduler's records say of these; nothing where it keeps none."""
         ids = list(ids)
-        wanted = sorted({native(self._held[id].array or id) for id in ids})
+        wanted = sorted({native_id(self._held[id].array or id) for id in ids})
         found = self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
         return {self._again.get(id, id): account for id, account in found.items()}
 
@@ -586,7 +604,7 @@ class BatchBackend(Backend):
             if entry is not None:
                 ids = self.place.accepted(key)
                 self._hold(entry, ids)
-                if len(ids) < len(entry.waves or [None]):
+                if len(ids) < len(entry.parts):
                     unanswered[key] = entry
         waits = self._search(unanswered) if unanswered else set()
         there = {one.key: id for one in known if (id := self._by_key.get(one.key)) is not None}
@@ -608,12 +626,12 @@ class BatchBackend(Backend):
             ids = self.place.accepted(key)
             ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
             ids |= self._left_word(entry)
-            if len(ids) < len(entry.waves or [None]) and self._is_another_s(key):
+            if len(ids) < len(entry.parts) and self._is_another_s(key):
                 waits.add(key)
             elif ids:
                 self.place.accept(key, ids)
                 self._hold(entry, ids)
-                lost = next((part for part in range(len(entry.waves or [None])) if part not in ids), None)
+                lost = next((part for part in entry.parts if part not in ids), None)
                 for _, held in () if lost is None else self._members(entry, lost, ""):
                     self.place.stop(held.key)  # should they come late, they end at once; nothing followed them
             else:
@@ -627,7 +645,7 @@ class BatchBackend(Backend):
     def _left_word(self, entry: Entry) -> dict[int, str]:
         """The ids that elements of each part have written into the records of their ends."""
         found: dict[int, str] = {}
-        for part in range(len(entry.waves or [None])):
+        for part in entry.parts:
             ends = (self.place.end(held.key) for _, held in self._members(entry, part, ""))
             word = next((end.id for end in ends if end is not None and end.id), None)
             if word is not None:
@@ -697,13 +715,13 @@ class BatchBackend(Backend):
 
     def _order(self, ids: Sequence[str], action: Action) -> None:
         """Tell the scheduler to do it to all of these."""
-        self.client.order([native(id) for id in ids], action)
+        self.client.order([native_id(id) for id in ids], action)
 
     def _call_off(self, grouped: Mapping[str, Sequence[str]]) -> None:
         """Whatever the scheduler makes of it, what has not begun yet is not to run: jobs, elements, whole arrays."""
         for one, ids in grouped.items():
             held = self._held[ids[0]]
-            if one == held.array and len(held.entry.waves or ()) == 1:
+            if one == held.array and len(held.entry.parts) == 1:
                 self.place.stop(held.entry.key)
                 continue
             for id in ids:
@@ -724,12 +742,7 @@ class BatchBackend(Backend):
 
     def _tell(self, ids: Sequence[str], action: Action) -> None:
         """The state that follows, before the scheduler shows it."""
-        state = {
-            Action.SUSPEND: JobState.SUSPENDED,
-            Action.RESUME: JobState.RUNNING,
-            Action.HOLD: JobState.QUEUED_HELD,
-            Action.RELEASE: JobState.QUEUED,
-        }.get(action)
+        state = AFTER.get(action)
         if state is not None:
             for id in ids:
                 self._held[id].state = None
@@ -809,16 +822,16 @@ class BatchBackend(Backend):
             return
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]
-        own = {native(held.array or id) for id, held in living if self.ending.is_own(held.entry.key)}
+        own = {native_id(held.array or id) for id, held in living if self.ending.is_own(held.entry.key)}
         self._let_rest(id for id, _ in living)
         self.ending.close(sorted(own))
 
     def _cancel(self, ids: Sequence[str]) -> None:
-        self.client.cancel([native(id) for id in ids])
+        self.client.cancel([native_id(id) for id in ids])
 
     def how_to_cancel(self, ids: Collection[str]) -> str:
         """In the scheduler's own words, too."""
-        known = dict.fromkeys(native(held.array or id) for id in ids if (held := self._held.get(id)) is not None)
+        known = dict.fromkeys(native_id(held.array or id) for id in ids if (held := self._held.get(id)) is not None)
         theirs = f", or {how_to_cancel(self.scheduler, list(known))}" if known else ""
         return super().how_to_cancel(ids) + theirs
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, later, native
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
@@ -399,8 +399,7 @@ def _wishes(template: JobTemplate) -> list[str]:
     if template.submit_as_hold:
         found += ["-h"]
     if template.start_time:  # whole seconds, and not before
-        when = template.start_time + timedelta(microseconds=-template.start_time.microsecond % 1_000_000)
-        found += ["-a", f"{when.astimezone():%Y%m%d%H%M.%S}"]
+        found += ["-a", f"{later(template.start_time, seconds=1):%Y%m%d%H%M.%S}"]
     return found
 
 

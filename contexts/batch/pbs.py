@@ -106,6 +106,7 @@ class Pbs(Scheduler):
         }
     )  # fmt: skip
     number = "PBS_ARRAY_INDEX"
+    after: ClassVar[str] = "afterany"
     mine: ClassVar[str] = (
         'ids=$(qselect -x -u "$1") || ids=$(qselect -u "$1") || exit; '
         '[ -z "$ids" ] || qstat -x -f $ids || qstat -f $ids'
@@ -228,7 +229,7 @@ class Pbs(Scheduler):
         return ["-J", f"{numbers[0]}-{last}{f':{step}' if step != 1 else ''}{limit}"]
 
     def _dependencies(self, job: Job) -> list[str]:
-        given = [f"afterany:{job.after}"] if job.after else []
+        given = [f"{self.after}:{job.after}"] if job.after else []
         wished = extension(job.template, "dependency")
         given += [wished] if wished else []
         return ["-W", f"depend={','.join(given)}"] if given else []
@@ -265,6 +266,7 @@ class Torque(Pbs):
 
     dialect = TORQUE
     number = "PBS_ARRAYID"
+    after = "afteranyarray"
     mine = 'ids=$(qselect -u "$1") || exit; [ -z "$ids" ] || qstat -f $ids'
 
     def query(self, user: str) -> Command:
@@ -287,12 +289,6 @@ class Torque(Pbs):
         whole = numbers.step == 1 and len(numbers) > 1
         text = f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
         return ["-t", f"{text}%{job.entry.max_parallel}" if job.entry.max_parallel else text]
-
-    def _dependencies(self, job: Job) -> list[str]:
-        given = [f"afteranyarray:{job.after}"] if job.after else []
-        wished = extension(job.template, "dependency")
-        given += [wished] if wished else []
-        return ["-W", f"depend={','.join(given)}"] if given else []
 
     def _resources(self, template: JobTemplate) -> list[str]:
         """Memory is the whole job's."""

@@ -57,6 +57,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     max_parallel: int | None = None
     waves: Sequence[Wave] | None = None
 
+    @property
+    def parts(self) -> range:
+        """The numbers of what is submitted, each with an id of its own: an array's waves, or the one job."""
+        return range(1 if self.waves is None else len(self.waves))
+
 
 class End(msgspec.Struct, frozen=True, gc=False):
     """What a job has written about its end. `refused`: why its command was never started, else None.
@@ -78,11 +83,10 @@ class End(msgspec.Struct, frozen=True, gc=False):
 
 
 class Place:
-    """The directory of one session; `program` is the part that belongs to this program."""
+    """The directory of one session."""
 
-    def __init__(self, directory: str, session_name: str, program: str | None = None) -> None:
+    def __init__(self, directory: str, session_name: str) -> None:
         self.root = os.path.join(directory, session_name)
-        self.program = program
 
     def path(self, kind: Kind, key: str) -> str:
         """The file of this kind for a job, or an element, by its key."""
@@ -132,9 +136,9 @@ class Place:
             waves=None if said["waves"] is None else [Wave(range(*w[:3]), *w[3:]) for w in said["waves"]],
         )
 
-    def entries(self, program: str | None = None) -> Iterator[Entry]:
-        """All that was submitted in this session, or by one of its programs."""
-        for name in [program] if program is not None else _names(self.root):
+    def entries(self) -> Iterator[Entry]:
+        """All that was submitted in this session."""
+        for name in _names(self.root):
             whole = (number for number in _names(f"{self.root}/{name}/job") if not number.endswith("~"))
             for number in sorted(whole, key=_order):
                 entry = self.entry(f"{name}-{number}")

@@ -35,7 +35,6 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     entry: Entry
     script: str
     log: str
-    session_name: str
     inherit: bool = False
     part: int = 0
     """Of an array: the number of the wave."""
@@ -60,7 +59,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     @property
     def offset(self) -> list[str]:
         """Where a script is read late: its argument, by which the parts of an array, which share it, differ."""
-        return [str(self.wave.first)] if self.wave is not None and len(self.entry.waves or ()) > 1 else []
+        return [str(self.wave.first)] if self.wave is not None and len(self.entry.parts) > 1 else []
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Limits, Submission
 from wfl.contexts.batch.client import ENDING
-from wfl.contexts.batch.engine import BatchBackend, native
+from wfl.contexts.batch.engine import AFTER, BatchBackend, native_id
 from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.place import Entry
 from wfl.contexts.drmaa import system
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from wfl.backend import Outcome, Report
     from wfl.contexts.batch.engine import Held
-    from wfl.contexts.batch.scheduler import Job, Scheduler
+    from wfl.contexts.batch.scheduler import Account, Job, Scheduler
     from wfl.contexts.drmaa.library import Waited
     from wfl.drmaa2 import JobTemplate
 
@@ -50,12 +50,6 @@ RECORD = 5.0
 """Seconds that a job's own record of its end is waited for when the library has told of that."""
 TELLING = 30.0
 """Seconds that the library is waited for when a job's own record tells of its end, or when it knows the job no more."""
-_AFTER = {
-    Action.SUSPEND: JobState.SUSPENDED,
-    Action.RESUME: JobState.RUNNING,
-    Action.HOLD: JobState.QUEUED_HELD,
-    Action.RELEASE: JobState.QUEUED,
-}
 _IMPOSSIBLE = {
     Action.SUSPEND: "it has not begun",
     Action.RESUME: "it is not suspended",
@@ -164,9 +158,11 @@ class DrmaaBackend(BatchBackend):
         """A command that was not killed leaves a record, which may be late on a shared file system."""
         return waited.exit_status is None or self.place.end(held.key) is not None
 
-    def _whole(self, id: str, held: Held) -> JobInfo:
+    def _whole(self, id: str, held: Held, account: Account | None = None) -> JobInfo:
+        """What the library has told goes before the scheduler's own record."""
         waited = self._waited.pop(id, None)
-        account = None if waited is None else system.account(waited, held.entry.template)
+        if waited is not None:
+            account = system.account(waited, held.entry.template)
         with self._lock:
             for seen in (self._records, self._unknown):
                 seen.pop(id, None)
@@ -199,9 +195,7 @@ class DrmaaBackend(BatchBackend):
         except WflError as error:
             log.info("drmaa: the records of ends cannot be had now: %s", error)
             return []
-        return [
-            self._ended(id, held, self.place.end(held.key), accounts[id]) for id, held in todo.items() if id in accounts
-        ]
+        return [self._whole(id, held, accounts[id]) for id, held in todo.items() if id in accounts]
 
     # -- what happens in between --
 
@@ -221,45 +215,25 @@ class DrmaaBackend(BatchBackend):
                 self._wake.clear()
                 pause = LOOK[0]
             began = time.thread_time()
-            news = self._look_once(time.monotonic())
+            news = self._look_once()
             if news and not self._stop.is_set():
                 self._report(news)
             pause = LOOK[0] if news else min(pause * SLOWER, LOOK[1])
             self._stop.wait((time.thread_time() - began) / SHARE)
 
-    def _look_once(self, now: float) -> list[JobInfo]:
+    def _look_once(self) -> list[JobInfo]:
         try:
-            news = self._beginnings_and_ends()
-            return news + self._round() if now - self._asked_at >= self._rounds else news
+            news = self._look(set().union(*self._living.values()))
+            return news + self._round() if time.monotonic() - self._asked_at >= self._rounds else news
         except Exception as error:  # noqa: BLE001 - whatever it was, the next look may go better
             log.info("drmaa: looking at jobs: %s; trying again", error)
             return []
 
-    def _beginnings_and_ends(self) -> list[JobInfo]:
-        """What the jobs have written since the last look; ends only where the library does not tell of them in time."""
-        found, now = [], time.monotonic()
-        for program, living in list(self._living.items()):
-            if not living:
-                continue
-            over = self.place.listed("end", program)
-            for key in self.place.listed("run", program):
-                id = self._by_key.get(key)
-                if id is None or id not in living:
-                    continue
-                held = self._held.get(id)
-                if held is None:
-                    continue
-                if key in over and not held.entry.template.rerunnable and not self._is_awaited(id, now):
-                    found.append(fact(id=id, state=JobState.DONE))
-                elif not held.started:
-                    held.started = True
-                    found.append(fact(id=id, state=JobState.RUNNING, dispatch_time=self.place.began(key)))
-        return found
-
-    def _is_awaited(self, id: str, now: float) -> bool:
+    def _is_awaited(self, id: str) -> bool:
         """Whether the library will tell of this end itself: a record that it passes over for long is not its."""
         if id in self._waited:
             return True
+        now = time.monotonic()
         return id in self._told_of and now - self._records.setdefault(id, now) < TELLING
 
     def _round(self) -> list[JobInfo]:
@@ -302,7 +276,7 @@ class DrmaaBackend(BatchBackend):
             if held is None or not self._lives(id):
                 continue
             try:
-                state = system.STATES.get(connection.library.status(native(id)))
+                state = system.STATES.get(connection.library.status(native_id(id)))
             except InvalidStateError:
                 if id not in self._told_of or self._is_forgotten(id):
                     gone.append(id)
@@ -413,14 +387,14 @@ class DrmaaBackend(BatchBackend):
 
     def _tell(self, ids: Sequence[str], action: Action) -> None:
         super()._tell(ids, action)
-        state = _AFTER.get(action)
+        state = AFTER.get(action)
         if state is not None:
             for id in ids:
                 self._held[id].state = JobInfo(state=state)
 
     def _order(self, ids: Sequence[str], action: Action) -> None:
         for id in ids:
-            connection.library.control(native(id), "terminate" if action is Action.KILL else action.value)
+            connection.library.control(native_id(id), "terminate" if action is Action.KILL else action.value)
 
     def _cancel(self, ids: Sequence[str]) -> None:
         for id in ids:
@@ -445,8 +419,8 @@ class DrmaaBackend(BatchBackend):
         try:
             if end and not isinstance(self.scheduler, GridEngine):
                 with self._lock:
-                    living = set().union(*self._living.values())
-                self._cancel([id for id in living if self._is_own(id)])
+                    own = [id for id in set().union(*self._living.values()) if self._is_own(id)]
+                self._cancel(own)
             super().close(end=end)
         finally:
             self._stop.set()

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wfl import DeniedByDrmsError, DrmCommunicationError, JobInfo, JobState, JobTemplate, TryLaterError
+from wfl import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    JobInfo,
+    JobState,
+    JobTemplate,
+    SessionManagementError,
+    TryLaterError,
+)
 from wfl.backend import Action, Submission
 from wfl.contexts.batch import client, engine
 from wfl.contexts.batch.command import Commands
 from wfl.contexts.batch.gridengine import GridEngine, GridEngineContext
+from wfl.contexts.batch.place import Place
 from wfl.contexts.batch.slurm import Slurm, SlurmContext
 
 if TYPE_CHECKING:
@@ -149,6 +158,32 @@ def test_list_counts_without_records(backend: BatchBackend, replay: Replay) -> N
     answer = backend.ask(ids)
     assert [(info.id, info.state) for info in answer.infos] == [("12", JobState.FAILED)]
     assert answer.gone == []
+
+
+def test_disk_that_is_full(backend: BatchBackend, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scheduler has accepted runs, also where its id cannot be written down: it is not called refused."""
+
+    def full(*_: object) -> None:
+        raise SessionManagementError("no space left")
+
+    monkeypatch.setattr(Place, "accept", full)
+    assert run(backend, replay, "12", 1) == "12"
+
+
+def test_part_that_is_refused(backend: BatchBackend, replay: Replay) -> None:
+    """Of an array of which a later part is refused nothing runs, and nothing is left."""
+    answers = iter(["12"])
+
+    def accept_one() -> str:
+        for answer in answers:
+            return f"{answer}\n"
+        raise DeniedByDrmsError("no more")
+
+    replay.answers |= {"scontrol": lambda: "MaxArraySize = 3\n", "sbatch": accept_one}
+    outcomes = backend.submit_array(Submission("program-1", JOB, "1"), range(4), None)
+    assert ["parts of the array before that were cancelled" in str(outcome) for outcome in outcomes] == [True] * 4
+    assert ["scancel", "12"] in replay.called
+    assert list(backend.place.entries()) == []
 
 
 def test_same_id_again(backend: BatchBackend, replay: Replay) -> None:

@@ -42,7 +42,7 @@ def line(template: JobTemplate, scheduler: GridEngine = SCHEDULER, **more: Any) 
     """The options that a template leads to, between those that are always there and the script."""
     waves = more.pop("waves", None)
     entry = Entry(KEY, template, KEY, waves=waves, max_parallel=more.pop("max_parallel", None))
-    found = list(scheduler.submit(Job(entry, "/s/script/7", "/s/log/7", "session", **more)))
+    found = list(scheduler.submit(Job(entry, "/s/script/7", "/s/log/7", **more)))
     assert found[-1] == "/s/script/7"
     return found[:-1]
 
@@ -251,7 +251,7 @@ def test_a_path_that_qsub_would_read_otherwise_is_refused() -> None:
     """Commas part paths, and $ begins a variable, in the path of a log."""
     for log in ("/a,b/1", "/a$USER/1"):
         with pytest.raises(InvalidArgumentError, match="directory"):
-            SCHEDULER.submit(Job(Entry(KEY, JobTemplate(remote_command="true"), KEY), "s", log, "session"))
+            SCHEDULER.submit(Job(Entry(KEY, JobTemplate(remote_command="true"), KEY), "s", log))
 
 
 def test_the_context_hands_on_its_settings(tmp_path: Path) -> None:

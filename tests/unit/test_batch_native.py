@@ -131,5 +131,5 @@ def test_users_variables_submit_nothing_else(tmp_path: Path, monkeypatch: pytest
     for name in ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SLURM_CLUSTERS", "SBATCH_ACCOUNT"):
         monkeypatch.setenv(name, "1")
     entry = Entry("p-1", JobTemplate(remote_command="true"), "p-1")
-    assert Client(Slurm(), environment={}, timeout=60).submit(Job(entry, "/script", "/log", "session")) == "7"
+    assert Client(Slurm(), environment={}, timeout=60).submit(Job(entry, "/script", "/log")) == "7"
     assert (tmp_path / "seen").read_text() == "SBATCH_ACCOUNT=1\n"

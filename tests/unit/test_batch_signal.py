@@ -86,7 +86,7 @@ def run(
     started: list[Running], words: list[str], template: JobTemplate, place: Path, number: str | None, *, alone: str = ""
 ) -> Running:
     """One that is up."""
-    made = Running(words, template, Place(str(place), "session", "program"), number, alone)
+    made = Running(words, template, Place(str(place), "session"), number, alone)
     started.append(made)
     made.is_up()
     return made

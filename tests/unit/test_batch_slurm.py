@@ -15,7 +15,7 @@ def _command(after: str | None = None, log: str = "/shared/log", **extensions: s
     template = JobTemplate(remote_command="true", extensions=extensions)
     waves = [Wave(range(4), 1), Wave(range(4), 5)]
     entry = Entry("key-1", template, "key-1", indexes=range(1, 9), max_parallel=1, waves=waves)
-    return list(Slurm().submit(Job(entry, "/shared/script", log, "wfl", part=1 if after else 0, after=after)))
+    return list(Slurm().submit(Job(entry, "/shared/script", log, part=1 if after else 0, after=after)))
 
 
 def test_part_of_array_waits_for_both() -> None:

@@ -188,7 +188,7 @@ def job(template: JobTemplate, *, wave: Wave | None = None, inherit: bool = Fals
     """A submission."""
     indexes, waves = (None, None) if wave is None else (wave.numbers, [wave])
     entry = Entry("abc-1", template, "abc-1", indexes=indexes, waves=waves, max_parallel=most)
-    return Job(entry, "/shared/script", "/shared/log", "wfl", inherit)
+    return Job(entry, "/shared/script", "/shared/log", inherit)
 
 
 GRID_ENGINE = system.scheduler("SGE 8.1.9", parallel_environment="smp")
