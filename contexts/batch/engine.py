@@ -319,10 +319,13 @@ class BatchBackend(Backend):
         """Know from now on what the scheduler has."""
         found = []
         forgotten: list[str] = []
+        reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
         with self._lock:
             living = self._living.setdefault(entry.key.rpartition("-")[0], set())
             for part, id in ids.items():
                 for given, held in self._members(entry, part, id):
+                    if reaped and _index(held.key) in reaped:
+                        continue
                     one = self._by_key.get(held.key) or self._called(given, held)
                     if one not in self._held:
                         if one != given:
@@ -333,7 +336,7 @@ class BatchBackend(Backend):
                         living.add(one)
                     found.append(one)
             if entry.indexes is not None:
-                self._left.setdefault(entry.key, len(entry.indexes))
+                self._left.setdefault(entry.key, len(entry.indexes) - len(reaped))
         lost = [info for id in forgotten if (info := self._forgotten(id)) is not None]
         if lost:
             self._report(lost)
@@ -671,7 +674,10 @@ class BatchBackend(Backend):
         for entry in self.place.entries():
             if entry.key.rpartition("-")[0] in self._programs:
                 continue
+            reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
             for index in [None] if entry.indexes is None else entry.indexes:
+                if index in reaped:
+                    continue
                 key = entry.key if index is None else f"{entry.key}.{index}"
                 found.append(
                     Known(key, None, entry.template, job_id=entry.job_id, index=entry.index if index is None else index)
@@ -797,6 +803,7 @@ class BatchBackend(Backend):
 
     def reap(self, ids: Sequence[str]) -> None:
         """Remove what the jobs have left."""
+        parts: dict[str, list[int]] = {}
         for id in ids:
             with self._lock:
                 held = self._held.pop(id, None)
@@ -808,8 +815,13 @@ class BatchBackend(Backend):
                 if left:
                     self._left[held.entry.key] = left
             self.place.forget(held.key, KINDS if held.array is None else ELEMENT)
-            if held.array is not None and not left:
+            if held.array is not None and left:
+                parts.setdefault(held.entry.key, []).append(_index(held.key))
+            elif held.array is not None:
+                parts.pop(held.entry.key, None)
                 self.place.forget(held.entry.key)
+        for key, indexes in parts.items():
+            self.place.note_reaped(key, indexes)
 
     # -- the end --
 
@@ -850,6 +862,11 @@ class Preview(msgspec.Struct, frozen=True):
         import shlex
 
         return f"{shlex.join(self.command)}\n\n{self.script}"
+
+
+def _index(key: str) -> int:
+    """Of an element, by its key."""
+    return int(key.rpartition(".")[2])
 
 
 def _behind(job: Job, before: str | None) -> Job:

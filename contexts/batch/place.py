@@ -25,8 +25,8 @@ from wfl.program import program_lives, program_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop"]
-KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop")
+Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped"]
+KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped")
 ELEMENT: tuple[Kind, ...] = ("run", "end", "out", "err", "stop")
 """Those that each element of an array has."""
 BY = "by"
@@ -193,6 +193,15 @@ class Place:
         """From now on this job, element, or any element of this array, ends when it begins."""
         with contextlib.suppress(OSError):  # the scheduler is told, too
             os.close(_private(self.path("stop", key), os.O_CREAT | os.O_WRONLY))
+
+    def note_reaped(self, key: str, indexes: Iterable[int]) -> None:
+        """Write down that nobody wants to know any more of these elements of an array."""
+        with contextlib.suppress(OSError), open(self.path("reaped", key), "a", encoding="ascii") as file:
+            file.write("".join(f"{index}\n" for index in indexes))
+
+    def reaped(self, key: str) -> set[int]:
+        """The indexes of those."""
+        return {int(line) for line in (self._read("reaped", key) or "").split()}
 
     def forget(self, key: str, kinds: Iterable[Kind] = KINDS) -> None:
         """Remove all of one job, or what an array's elements have in common; or of one element, with its `kinds`."""

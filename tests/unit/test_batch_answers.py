@@ -240,3 +240,20 @@ def _lives(pid: str) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_an_array_that_was_reaped_in_part(backend: BatchBackend, replay: Replay, tmp_path: Path) -> None:
+    """A program that comes back finds the elements that are left, and nothing stays when these are reaped, too."""
+    replay.answers |= {"sbatch": lambda: "12\n", "scontrol": lambda: "MaxArraySize = 1001\n"}
+    ids = backend.submit_array(Submission("program-1", JOB, "1"), range(1, 4), None)
+    backend.reap([str(id) for id in ids[:2]])
+    again = SlurmContext(directory=tmp_path, session_name="s").backend()
+    again.open(replay.report, None)
+    (known,) = again.remembered()
+    assert (known.key, known.index) == ("program-1.3", 3)
+    replay.answers["squeue"] = lambda: LISTED.format("12_3", "RUNNING", "program-1")
+    (info,) = again.find([known]).infos
+    again.reap([str(info.id)])
+    assert not list(again.place.entries())
+    again.close(end=False)
+    assert not (tmp_path / "s" / "program").exists()
