@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+# In the names of result files, where one Python runs several suites.
+SUITE ?= python
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -29,7 +31,7 @@ run: $(call has,examples) $(call has,progress) ## the main example: a search ove
 	$(python) examples/digits.py
 
 test: $(call has,test) ## all tests; systems that are not here are skipped by name, with the reason
-	$(python) -m pytest $(TESTS) --junitxml=build/tests/python-$$($(python) -c 'import sys; print("%d.%d" % sys.version_info[:2])').xml
+	$(python) -m pytest $(TESTS) --junitxml=build/tests/$(SUITE)-$$($(python) -c 'import sys; print("%d.%d" % sys.version_info[:2])').xml
 
 test-all: ## all tests on the oldest Python here, unit and process tests on the newest; missing systems fail
 	tools/test_all.sh

@@ -8,11 +8,31 @@ export WFL_REQUIRE_ALL=1
 oldest=$(tools/pythons.sh oldest) newest=$(tools/pythons.sh newest)
 failed=0
 rm -rf build/tests
+mkdir -p build/tests
+trap 'jobs -p | xargs -r kill' EXIT
+suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file of this name
+    make test SUITE="$1" PYTHON="$2" VENV="$3" TESTS="$4"
+}
+
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
-make test PYTHON="$oldest" VENV=.venv-oldest || failed=1
+make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
+
+# Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each.
+clusters=()
+for sites in slurm,slurm-plain grid-engine,drmaa; do
+    suite "$sites" "$oldest" .venv-oldest "tests/conformance --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &
+    clusters+=("$!:$sites")
+done
+suite python "$oldest" .venv-oldest "tests --ignore=tests/conformance" || failed=1
+suite conformance "$oldest" .venv-oldest \
+    "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 if [ "$newest" != "$oldest" ]; then
-    make test PYTHON="$newest" VENV=.venv-newest \
-        TESTS="tests/unit tests/conformance -k 'not docker and not podman'" || failed=1
+    suite python "$newest" .venv-newest \
+        "tests/unit tests/conformance --wfl-sites process,process-store,fake,fake-asked" || failed=1
 fi
+for one in "${clusters[@]}"; do
+    wait "${one%%:*}" || failed=1
+    cat "build/tests/${one#*:}.log"
+done
 "$oldest" tools/summary.py build/tests || failed=1
 exit "$failed"

@@ -33,6 +33,9 @@ Report = Callable[[Iterable[JobInfo]], None]
 
 Stream = Literal["stdout", "stderr"]
 
+INDEX = "$DRMAA2_INDEX$"
+"""The placeholder of an array element's index; see `Backend.index_fields`."""
+
 
 class Action(enum.Enum):
     """What can be done to a job that the system holds."""
@@ -118,6 +121,9 @@ class Backend(ABC):
     """Template fields that are honoured. A set field that is not listed is refused by name."""
     extensions: frozenset[str] = frozenset()
     """Keys of JobTemplate.extensions that are honoured."""
+    index_fields: frozenset[str] = frozenset()
+    """Of a native array: template fields in which `$DRMAA2_INDEX$` is left to the backend, which gives each element its
+    own; with the placeholder elsewhere elements are submitted one by one."""
     limits: Limits = Limits()
     tells: bool = True
     """True: ends are reported by the backend itself. False: the session asks, for all jobs in one question."""
@@ -185,6 +191,11 @@ class Backend(ABC):
 
     def tidy(self, keys: Collection[str]) -> None:  # noqa: B027 - most leave nothing
         """Remove what earlier programs of this session left that belongs to none of these keys any more."""
+
+    def how_to_cancel(self, ids: Collection[str]) -> str:
+        """For a person: how to end these jobs, which may live on after the program; `kill_all` is a Workflow's."""
+        del ids
+        return "kill_all()"
 
     @abstractmethod
     def close(self, *, end: bool) -> None:

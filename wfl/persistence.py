@@ -15,8 +15,9 @@ from wfl.drmaa2 import Capability, JobState
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidSessionError, WflError
 from wfl.gate import Gate, occupy
 from wfl.log import log
+from wfl.program import program_lives
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Record
-from wfl.store import Store, program_lives
+from wfl.store import Store
 from wfl.task import Task, TaskArray
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ def recall(session: JobSession, found: Sequence[Known]) -> None:
     """Without a store: enter jobs of other programs that the system itself remembers, and follow them."""
     with session._lock:
         new: dict[Record, int | None] = {}
+        here = {record.key for record in session._records.values()}
         for known in found:
-            if known.id not in session._records:
+            if known.key not in here:
                 record = Record(session, known.key, known.template, job_id=known.job_id, index=known.index)
                 record.id, record.info = known.id or known.key, known.info
                 record.phase, record.own, record.state = ACCEPTED, False, JobState.UNDETERMINED
+                if known.id is None:  # whether it was ever submitted, the system will say
+                    record.phase = SUBMITTING
                 new[record] = None
         session._records.update((record.id, record) for record in new)
         session._unended += len(new)

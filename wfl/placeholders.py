@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from wfl.backend import INDEX
 from wfl.drmaa2 import map_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from wfl.drmaa2 import JobTemplate
 
@@ -29,7 +30,13 @@ def has_placeholders(template: JobTemplate) -> bool:
     return b"$DRMAA2_" in text or b"{{" in text
 
 
-def fill(template: JobTemplate, index: int | None, next_number: Callable[[], int]) -> JobTemplate:
+def only_index(template: JobTemplate, fields: Collection[str]) -> bool:
+    """Whether nothing differs between the elements of an array but the index, and that in these fields alone."""
+    numbered = any("{{" in (getattr(template, name) or "") for name in _PATHS)
+    return not numbered and not has_placeholders(template.replace(**dict.fromkeys(fields)))
+
+
+def fill(template: JobTemplate, index: int | str | None, next_number: Callable[[], int]) -> JobTemplate:
     """The template with its placeholders replaced; outside of an array the index is the empty text."""
     if not has_placeholders(template):
         return template
@@ -37,9 +44,9 @@ def fill(template: JobTemplate, index: int | None, next_number: Callable[[], int
     number = "" if index is None else str(index)
     directory = (template.working_directory or os.getcwd()).replace("$DRMAA2_HOME_DIR$", home)
     replacements = {
-        "$DRMAA2_INDEX$": number,
+        INDEX: number,
         "$DRMAA2_HOME_DIR$": home,
-        "$DRMAA2_WORKING_DIR$": directory.replace("$DRMAA2_INDEX$", number),
+        "$DRMAA2_WORKING_DIR$": directory.replace(INDEX, number),
     }
 
     def replace(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from wfl.asker import Asker
-from wfl.backend import Action, Known, Submission, ended
+from wfl.backend import INDEX, Action, Backend, Known, Submission, ended
 from wfl.context import check_max_parallel
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState, agrees, fact
 from wfl.errors import (
@@ -68,6 +68,8 @@ CALLBACK_PATIENCE = 5.0
 _SAME_START = timedelta(seconds=1)
 """Two sources may tell one start with times that differ a little."""
 WORKERS = 8
+SHOWN = 5
+"""Ids in a line for people."""
 
 
 _PROVIDED = {
@@ -242,11 +244,11 @@ class JobSession:
         tasks = [Task(record) for record in records]
         array = TaskArray(self, job_id, merged, tasks, source=template, max_parallel=max_parallel)
         self._arrays[job_id] = array
-        native = self._has(Capability.NATIVE_ARRAYS) and same and self.context.gate is None
+        native = self.context.takes_whole(self.backend, merged)
         if max_parallel and not (native and self._has(Capability.MAX_PARALLEL)):
             self._admit(records, gate=Gate(max_parallel))
         elif native:
-            whole = Submission(job_id, merged, job_id)
+            whole = Submission(job_id, merged if same else fill(merged, INDEX, number), job_id)
             self._admit(records, submit=lambda _: self.backend.submit_array(whole, indexes, max_parallel))
         else:
             self._admit(records)
@@ -290,7 +292,7 @@ class JobSession:
             self._submit(records, submit)
             return
         ready = [record for record in records if self._acceptable(record) and self._prepare(record)]
-        self._submit(ready, check_store=True)
+        self._submit(ready, submit if len(ready) == len(records) else None, check_store=True)
 
     def _waits(self, template: JobTemplate) -> bool:
         return bool(template.submit_as_hold or template.start_time or template.deadline_time)
@@ -338,6 +340,7 @@ class JobSession:
         with self._lock:
             if self._closed is not None:
                 return  # what waits is taken over by the next program, or ended by close()
+            every = list(records)
             records = [r for r in records if r.phase == HERE and r.state is not JobState.QUEUED_HELD]
             for record in records:
                 record.phase = SUBMITTING
@@ -348,6 +351,8 @@ class JobSession:
                 except WflError as error:
                     self._put_back(records, error)
                     return
+            if records != every:  # some of an array were ended meanwhile: the others are submitted one by one
+                submit = None
             size = self.backend.limits.submissions if submit is None else None
             with self._expecting():
                 self._in_parallel(lambda chunk: self._submit_chunk(chunk, submit), self.chunks(records, size))
@@ -478,18 +483,15 @@ class JobSession:
         """Ask once; the records that there was no answer for."""
         known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
         answer = self.request(self.backend.find, known)
-        answered = set(answer.gone)
-        for info in answer.infos:
-            key = info.extensions.get("key", info.id)
-            answered.add(key)
-            record = by_key.get(key)
-            if record is not None and (record.phase == SUBMITTING or record.id != info.id):
-                self._accept([record], [info.id])
+        ids = {info.extensions.get("key", info.id): info.id for info in answer.infos}
+        found = [r for key, r in by_key.items() if key in ids and (r.phase == SUBMITTING or r.id != ids[key])]
+        self._accept(found, [ids[record.key] for record in found])
         self.observe(answer.infos)
         gone = [by_key[key] for key in answer.gone]
         self._refuse([record for record in gone if record.phase == SUBMITTING], never)
         lost = [record for record in gone if record.phase == ACCEPTED]
         self._end_here(lost, "lost", f"{self.backend.name} does not know it any more")
+        answered = ids.keys() | answer.gone
         return [r for key, r in by_key.items() if key not in answered and r.phase in (SUBMITTING, ACCEPTED)]
 
     # -- the ledger --
@@ -1074,35 +1076,37 @@ class JobSession:
         return self._closed is not None
 
     def close(self) -> None:
-        """End what still runs, with a warning that counts it (unless detached), and wake whoever waits."""
+        """End what still runs (unless detached), with a warning that counts it, and wake whoever waits."""
         with self._lock:
             if self._closed is not None:
                 return
             left = [record for record in self._records.values() if record.own and record.phase != ENDED]
             self._closed = "the session was closed"
         detached = self.context.detach
+        doomed = [] if detached else [r for r in left if not (r.phase == HERE and self._is_guest(r))]
         try:
             if detached:
                 self._drop_waiting(left)
-            else:
-                left = [record for record in left if not (record.phase == HERE and self._is_guest(record))]
-                if left:
-                    log.warning("%s ended now (detach=True would let them live on)", _not_ended(left))
-                self._end_here([r for r in left if r.phase == HERE], "cancelled", _CLOSED)
+                self._tell_what_goes_on(left)
+            elif doomed:
+                log.warning("%s ended now (detach=True would let them live on)", _not_ended(doomed))
+            self._end_here([r for r in doomed if r.phase == HERE], "cancelled", _CLOSED)
             if self._asker is not None:
                 self._asker.stop()
             try:
                 self.backend.close(end=not detached)
             except WflError as error:
                 log.error("%s: closing failed, what still runs may live on: %s", self.backend.name, error)
-            if not detached:
-                self._end_here(left, "cancelled", _CLOSED)
+            self._end_here(doomed, "cancelled", _CLOSED)
             self._give_back([record for record in self._records.values() if record.gates and record.phase != ENDED])
             self._callbacks.drain(CALLBACK_PATIENCE)
             self.clock.stop()
             self._workers.stop()
             if self._kept is not None:
                 self._kept.close()
+        except KeyboardInterrupt:
+            self._tell_what_stays(doomed)
+            raise
         finally:
             with self._lock:
                 for record in self._records.values():
@@ -1116,6 +1120,28 @@ class JobSession:
         waiting = [record for record in left if record.phase == HERE] if self._kept is None else []
         if dropped := self._end_here(waiting, "cancelled", _DROPPED):
             log.warning("%d tasks that had not started are dropped: %s", len(dropped), _DROPPED)
+
+    def _tell_what_goes_on(self, left: Sequence[Record]) -> None:
+        """How many jobs live on after this program, how to find them and how to end them."""
+        waiting = sum(record.phase == HERE for record in left)
+        going = [record.id for record in left if record.phase not in (HERE, ENDED)]
+        counts = [_tasks(len(going), "goes on", "go on")] if going else []
+        counts += [_tasks(waiting, "waits for a later program", "wait for a later program")] if waiting else []
+        if not counts:
+            return
+        words = "%s: %s; Workflow(%r) finds them; to end them: %s"
+        if self._kept is None and type(self.backend).remembered is Backend.remembered:
+            words = "%s: %s; without a store no later program finds them (%r); to end them: %s"
+        log.warning(words, self.backend.name, ", ".join(counts), self.context, self.backend.how_to_cancel(going))
+
+    def _tell_what_stays(self, left: Sequence[Record]) -> None:
+        """Somebody did not want to wait until all had been ended."""
+        ids = [record.id for record in left if record.phase not in (HERE, ENDED)]
+        if ids:
+            some = ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+            words = "%s: interrupted while ending tasks: %s still be there (%s); %s after this program; by hand: %s"
+            count, ends = _tasks(len(ids), "may", "may"), "a helper process ends what is left"
+            log.warning(words, self.backend.name, count, some, ends, self.backend.how_to_cancel(ids))
 
     def _is_guest(self, record: Record) -> bool:
         return self._kept is not None and self._kept.is_guest(record)
@@ -1197,7 +1223,11 @@ def _describe(record: Record) -> str:
 
 
 def _not_ended(records: Sequence[Record]) -> str:
-    return "1 task had not ended and is" if len(records) == 1 else f"{len(records)} tasks had not ended and are"
+    return _tasks(len(records), "had not ended and is", "had not ended and are")
+
+
+def _tasks(number: int, one: str, more: str) -> str:
+    return f"1 task {one}" if number == 1 else f"{number} tasks {more}"
 
 
 def _void(_: object) -> None:

@@ -7,7 +7,6 @@ Several programs may have it open; it must lie on a local file system (write-ahe
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wfl.drmaa2 import JobInfo, JobTemplate
 from wfl.errors import SessionManagementError
+from wfl.program import program_name
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING
 
 if TYPE_CHECKING:
@@ -348,44 +348,3 @@ def _trouble(path: str, error: sqlite3.Error) -> SessionManagementError:
     if "malformed" in text or "not a database" in text or "corrupt" in text:
         return SessionManagementError(f"store {path}: the file is damaged or no wfl store ({text}); name another file")
     return SessionManagementError(f"store {path}: {text}")
-
-
-def program_name(pid: int | str) -> str:
-    """A running program's name for ever: host, boot, pid and start time."""
-    number = os.getpid() if pid == "self" else pid
-    return f"{socket.gethostname()} {_boot()} {number} {_started(pid)}"
-
-
-def program_lives(name: str) -> bool:
-    """Whether the program of this name still runs; one on another host is taken to.
-
-    What the host is called now is asked last: its name may have changed since.
-    """
-    if not name:
-        return False
-    host, boot, pid, started, _ = name.split(" ")
-    if boot == _boot():
-        return started != "-" and _started(pid) == started
-    return host != socket.gethostname()
-
-
-def _boot() -> str:
-    """This boot of this machine, and the pid namespace (container) in which pids mean something."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return "-"
-
-
-def _started(pid: int | str) -> str:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return "-" if fields[0] in (b"Z", b"X") else fields[19].decode()  # a zombie is dead
-    except (OSError, IndexError):
-        pass
-    try:
-        os.kill(os.getpid() if pid == "self" else int(pid), 0)
-    except OSError:
-        return "-"
-    return "alive"

@@ -27,8 +27,9 @@ from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, 
 from wfl.contexts.containers import facts, staging, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
+from wfl.contexts.containers.ending import watch
 from wfl.contexts.containers.spool import Demultiplexer, Spool
-from wfl.contexts.containers.undertaker import AFTERMATH, Undertaker
+from wfl.contexts.undertaker import AFTERMATH
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, fact
 from wfl.errors import (
     DeniedByDrmsError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.containers.connection import Input
+    from wfl.contexts.undertaker import Undertaker
 
 
 log = logging.getLogger("wfl")
@@ -350,9 +352,7 @@ class ContainerBackend(Backend):
 
     def _start_undertaker(self) -> None:
         label = f"wfl.program={self._program}"
-        self._undertaker = Undertaker.start(
-            self._settings, label, keep=self._keep, place=self._directory(), lost=self._unwatched
-        )
+        self._undertaker = watch(self._settings, label, keep=self._keep, place=self._directory(), lost=self._unwatched)
 
     def _unwatched(self) -> None:
         """The helper is gone: start another."""

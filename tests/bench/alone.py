@@ -156,7 +156,7 @@ def containers(tasks: int, seconds: float) -> Figures:
     session = Context.unique_session_name()
     with Workflow(DockerContext(image="busybox", session_name=session, default_template=offline)) as flow:
         check(flow.run("true"))
-        program, helper = psutil.Process(), helper_of_containers()
+        program, helper = psutil.Process(), undertaker()
         before = resident_mib(program)
         begin = time.perf_counter()
         job = flow.run_array(tasks, "sleep", "100000")
@@ -185,12 +185,26 @@ def containers(tasks: int, seconds: float) -> Figures:
         return {**figures, "kill_s": killed - begin, "reap_s": time.perf_counter() - killed}
 
 
-def helper_of_containers() -> psutil.Process:
-    """The process that ends the containers of this program if it dies."""
+def undertaker() -> psutil.Process:
+    """The process that ends the jobs of this program if it dies."""
     return next(one for one in psutil.Process().children() if any("import vigil" in word for word in one.cmdline()))
 
 
-MEASURES = {"in_flight": in_flight, "kept": kept, "wide": wide, "first": first, "containers": containers}
+def cluster(tasks: int, seconds: float) -> Figures:
+    """So many sleeping elements at once, at the scheduler that WFL_BENCH_CLUSTER names."""
+    from tests.bench import clusters
+
+    return clusters.alone_in_flight(tasks, seconds)
+
+
+MEASURES = {
+    "in_flight": in_flight,
+    "kept": kept,
+    "wide": wide,
+    "first": first,
+    "containers": containers,
+    "cluster": cluster,
+}
 
 
 def main(name: str, number: str, *more: str) -> None:

@@ -1,6 +1,7 @@
 """The program that is built as one file.
 
-program environment | contexts | sleep N | detach STORE | find STORE | contain named|imported | leave named|imported
+program environment | contexts | sleep N | detach STORE | find STORE | contain named|imported | leave named|imported |
+preview NAME
 """
 # ruff: noqa: T201 - it is a program: it prints
 
@@ -12,6 +13,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from wfl import Context, Workflow, shell
+from wfl.contexts.batch import BatchContext
+from wfl.contexts.drmaa import DrmaaContext
 
 
 def environment() -> None:
@@ -86,6 +89,13 @@ def leave(how: str) -> None:
         job.wait()
 
 
+def preview(name: str) -> None:
+    """Print the first words of what would be run for a job on a cluster, which is not contacted."""
+    context = Context.named(f"{name}?directory=/jobs&timeout=30")
+    assert isinstance(context, BatchContext | DrmaaContext)
+    print(context.directory, *context.preview(shell("true"))[0].command[:2])
+
+
 def main() -> None:
     """Run one command."""
     logging.basicConfig(level=logging.INFO)
@@ -97,6 +107,7 @@ def main() -> None:
         "find": find,
         "contain": contain,
         "leave": leave,
+        "preview": preview,
     }
     try:
         commands[sys.argv[1]](*sys.argv[2:])

@@ -171,6 +171,31 @@ def test_contexts_are_found_by_name(runner: Runner) -> None:
     assert "process" in runner.run("contexts").split()
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("slurm", "sbatch --parsable"),
+        ("gridengine", "qsub -terse"),
+        ("pbs", "qsub -N"),
+        ("lsf", "bsub -J"),
+        ("flux", "flux submit"),
+    ],
+)
+def test_clusters_are_found_by_name(name: str, first: str, runner: Runner) -> None:
+    """The contexts of schedulers are in the bundle, each with its file, and their settings may stand in the name."""
+    assert runner.run("preview", name) == f"/jobs {first}\n"
+
+
+def test_libdrmaa_is_what_is_missing(runner: Runner) -> None:
+    """What loads a libdrmaa is in the bundle: where there is no such library, that is the reason, and no import."""
+    if importlib.util.find_spec("drmaa") is None:
+        lacking("the package drmaa is not in this environment, nor in the binary")
+    with runner.start("environment", WFL_CONTEXT="drmaa", DRMAA_LIBRARY_PATH="/no/libdrmaa.so") as program:
+        _, errors = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 1
+    assert re.search(r"SessionManagementError: drmaa: .*/no/libdrmaa\.so", errors), errors
+
+
 def test_clean_end_leaves_nothing(runner: Runner) -> None:
     """After a normal end there is no unpacked bundle, no output directory and no process."""
     runner.run("environment", **runner.known())

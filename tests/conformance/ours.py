@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
+import importlib
 import itertools
+import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from wfl import Capability, Context, JobTemplate
+from wfl.contexts.batch import BatchContext, clean
+from wfl.contexts.drmaa import DrmaaContext
 from wfl.contexts.process import ProcessContext
+from wfl.errors import SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
 from wfl.testing.conformance.site import POSIX, Site
 
@@ -122,6 +132,129 @@ DOCKER = _containers("docker", latency=5.0)
 PODMAN = _containers("podman", latency=10.0)
 
 
+CLUSTERS = MOUNTED / f"wfl-conformance-{os.getuid()}"
+"""Below it the contexts of clusters have their directories, each site one."""
+
+
+@functools.cache
+def variables(name: str) -> dict[str, str]:
+    """What the clients of a scheduler that `make services` starts need, whether it is there or not."""
+    script = SERVICES / "environment.sh"
+    told = subprocess.run([script, name], capture_output=True, text=True, check=True).stdout
+    return dict(line.split("=", 1) for line in told.splitlines())
+
+
+def _on_cluster(site: str, name: str, made_by: str, **given: Any) -> Context:
+    """A context at that scheduler, which is asked whether it is there: opening a session asks nothing."""
+    _run(name, *(["qstat"] if name == "sge" else ["sinfo", "--noheader"]))
+    module, _, attribute = made_by.partition(":")
+    if "drmaa" in module:  # its library reads this process's own
+        os.environ.update(variables(name))
+    else:
+        given = {"environment": variables(name), **given}
+    make = getattr(importlib.import_module(module), attribute)
+    made: Context = make(**{"directory": CLUSTERS / site, "detach": False, **given})
+    return made
+
+
+def _run(name: str, *command: str) -> str:
+    """What a command of the scheduler tells."""
+    there = Path(variables(name).get("SLURM_CONF") or variables(name)["SGE_ROOT"])
+    if not there.exists():  # Slurm's commands would look for it for a minute
+        raise SessionManagementError(f"there is no {there}: {SERVICES / f'start-{name}.sh'} makes it")
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **variables(name)}, capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        words = str(getattr(error, "stderr", "") or error).strip()
+        raise SessionManagementError(f"{command[0]} tells nothing: {words}") from error
+    return done.stdout
+
+
+def _count_jobs(site: str, name: str) -> dict[str, int]:
+    """This user's jobs in the scheduler's list, without those that others than the suite have submitted."""
+    if name == "sge":
+        told = _run(name, "qstat", "-u", getpass.getuser())
+        told = told and "\n".join(  # the list is of tasks, and tells nothing that could only be the suite's
+            line for line in _described().splitlines() if line.startswith("stdout_path_list:")
+        )
+    else:
+        told = _run(name, "squeue", "--noheader", "--array", "--me", "--format=%o")
+    return {"jobs": sum(f"{CLUSTERS / site}/" in line for line in told.splitlines())}
+
+
+def _described() -> str:
+    """All jobs of Grid Engine at length; nothing if the last has just ended."""
+    try:
+        return _run("sge", "qstat", "-j", "*")
+    except SessionManagementError as error:
+        if "do not exist" in str(error):
+            return ""
+        raise
+
+
+def _forget(site: str, name: str, made_by: str, session: str) -> None:
+    """End what programs have left in a session."""
+    context = _on_cluster(site, name, made_by)
+    assert isinstance(context, BatchContext | DrmaaContext)
+    clean(session, context)
+
+
+def _cluster(site: str, name: str, made_by: str, given: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> Site:
+    """A site at a scheduler whose only machine is this one."""
+    settings = {"inapplicable": _BY_SCRIPT, **more}
+    return Site(
+        name=site,
+        context=functools.partial(_on_cluster, site, name, made_by, **given),
+        program=f"wfl.testing.conformance.ours:{site.upper().replace('-', '_')}",
+        shared=MOUNTED,
+        commands=POSIX | {"setsid"},
+        latency=6.0,
+        remembers=True,
+        count=functools.partial(_count_jobs, site, name),
+        clean=functools.partial(_forget, site, name, made_by),
+        **settings,
+    )
+
+
+_BY_SCRIPT = {"test_not_a_program": "a file that is no program is given to a shell, which reads it as a script"}
+_SPARED = (
+    dict.fromkeys(
+        ("test_daemon_grandchild", "test_kill_other_session"),
+        "Grid Engine's kill spares those of root's processes that have left the job's process group",
+    )
+    if os.getuid() == 0
+    else {}
+)
+_GRID_ENGINE: dict[str, Any] = {
+    "given": {"parallel_environment": "smp"},
+    "inapplicable": {
+        **_BY_SCRIPT,
+        **_SPARED,
+        "test_grace": "Grid Engine ends jobs in one way, which kills them",
+        "test_grace_is_over": "Grid Engine ends jobs in one way, which kills them",
+        "test_wallclock_asks_first": "Grid Engine ends jobs in one way, which kills them",
+    },
+}
+
+SLURM = _cluster("slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM")
+SLURM_PLAIN = _cluster(
+    "slurm-plain",
+    "slurm-plain",
+    "wfl.contexts.batch.slurm:SlurmContext",
+    killed="SIGTERM",
+    inapplicable={
+        **_BY_SCRIPT,
+        "test_daemon_grandchild": "without cgroups Slurm's kill reaches the job's process tree",
+        "test_kill_other_session": "without cgroups Slurm's kill reaches the job's process tree",
+        "test_peak_memory": "without slurmdbd Slurm keeps no peak of memory",
+    },
+)
+GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE)
+DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
+
+
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}
 
 
@@ -140,7 +273,14 @@ FAKE = _fake("fake")
 FAKE_ASKED = _fake("fake-asked", tells=False, two_steps=True, without=[Capability.NATIVE_ARRAYS])
 
 
-def sites() -> list[Site]:
-    """All of them. Whether a system is there shows when it is opened; one that is not is skipped with the reason."""
-    containers = [DOCKER, PODMAN] if SERVICES.is_dir() else []
-    return [PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *containers]
+def sites(names: str | None = None) -> list[Site]:
+    """All of them, or those that are named, with commas between.
+
+    Whether a system is there shows when it is opened; one that is not is skipped with the reason.
+    """
+    services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
+    all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
+    chosen = list(all_of_them) if names is None else names.split(",")
+    if unknown := [name for name in chosen if name not in all_of_them]:
+        raise pytest.UsageError(f"--wfl-sites: there is no {', '.join(unknown)}, only {', '.join(all_of_them)}")
+    return [all_of_them[name] for name in chosen]

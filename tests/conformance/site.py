@@ -73,6 +73,7 @@ class Site:
     remembers: whether the system tells a later program of detached jobs without one.
     settings: arguments that every context of this site gets, such as a store; a callable is called for each.
     succeed, fail, stay: templates of a job that ends well, one that ends with a status, one that runs for ten minutes.
+    killed: the signal that jobs which are killed get first, and end by.
     refuse, reason: the template of a job that is never started, and a word of the error that says why.
     default: what the contexts of this site add to every template.
     count: how many things of each kind the system holds, the same before and after a case; clean: removes what a
@@ -95,6 +96,7 @@ class Site:
     succeed: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="true")
     fail: Callable[[int], JobTemplate] = lambda status: shell(f"exit {status}")
     stay: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="sleep", args=("600",))
+    killed: str = "SIGKILL"
     refuse: Callable[[], JobTemplate] = lambda: JobTemplate(remote_command="")
     reason: str = "remote_command"
     default: JobTemplate = field(default_factory=JobTemplate)

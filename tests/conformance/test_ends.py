@@ -131,13 +131,13 @@ def test_end_is_final(site: Site, flow: Workflow) -> None:
 
 @needs(Capability.TERMINATE)
 def test_killed(site: Site, flow: Workflow) -> None:
-    """A job that was killed has FAILED as signaled or cancelled, never as exited, and with exit status 137."""
+    """A job that was killed has FAILED as signaled or cancelled, never as exited, and with 128 + N as exit status."""
     job = flow.run(site.stay())
     job.tasks[0].wait_started(site.within(30))
     info = end(job.kill())
     assert info.state is JobState.FAILED
     assert info.sub_state in {"signaled", "cancelled"}
-    assert (info.exit_status, info.terminating_signal) == (137, "SIGKILL")
+    assert (info.exit_status, info.terminating_signal) == (128 + signal.Signals[site.killed], site.killed)
 
 
 @needs(Trait.EXECUTION)

@@ -241,7 +241,8 @@ def test_kill_found(site: Site, program: Start, store: Path, again: Callable[[],
     assert program(source, store, "detach").wait() == 0
     job = only(again()).kill().wait(site.within(30))
     assert job.errors == []
-    assert (job.state, job.exit_status()) == (JobState.FAILED, 137)
+    (info,) = job.infos()
+    assert (info.state, info.terminating_signal) == (JobState.FAILED, site.killed)
 
 
 @needs(*DETACHED, Capability.SUSPEND)
@@ -432,7 +433,7 @@ def test_found_without_a_store(site: Site, program: Start, make_flow: MakeFlow) 
     again = make_flow(session_name="kept")
     single, array = again.jobs()
     assert array.kill().wait(site.within(60)).state is JobState.FAILED
-    assert [info.terminating_signal for info in array.infos()] == ["SIGKILL"] * 2
+    assert [info.terminating_signal for info in array.infos()] == [site.killed] * 2
     assert single.reap_all().errors == array.reap_all().errors == []
     assert again.jobs() == []
 
@@ -466,3 +467,43 @@ def test_newer_store(store: Path, make_flow: MakeFlow) -> None:
     flow = make_flow(store=store)
     assert isinstance(flow.error, SessionManagementError)
     assert "newer" in str(flow.error)
+
+
+def leave_many(site: Site, program: Start, store: Path | str) -> None:
+    """A program that is killed when it has submitted single jobs and an array."""
+    source = "settings = {'store': arguments[0]} if arguments[0] else {}\n"
+    source += "flow = Workflow(open_context(session_name='kept', detach=True, **settings), raise_errors=True)\n"
+    source += "stay = JobTemplate.from_json(arguments[1])\nflow.run('true').wait()\n"
+    source += "flow.run(stay).run(stay).run_array(3, stay)\nsay('left')\nimport time; time.sleep(600)\n"
+    left = program(source, store, site.stay().to_json())
+    assert left.line() == "left"
+    left.send(signal.SIGKILL)
+    left.wait()
+
+
+def ends_all(site: Site, flow: Workflow) -> None:
+    """`kill_all` at once in a program that has done nothing but open the session."""
+    flow.kill_all()
+    jobs = [job.synchronize(site.within(60)) for job in flow.jobs()]
+    assert [[info.state for info in job.infos()] for job in jobs] == [
+        [JobState.DONE],
+        [JobState.FAILED],
+        [JobState.FAILED],
+        [JobState.FAILED] * 3,
+    ]
+    assert {info.sub_state for job in jobs[1:] for info in job.infos()} == {"cancelled"}
+    assert [error for job in jobs for error in job.reap_all().errors] == []
+
+
+@needs(Trait.PROGRAMS, Capability.REATTACH, Capability.DETACH, Capability.TERMINATE)
+def test_kill_all_of_an_earlier_program(site: Site, program: Start, store: Path, again: Callable[[], Workflow]) -> None:
+    """`Workflow.kill_all` ends what an earlier program with the same store left, single jobs and arrays."""
+    leave_many(site, program, store)
+    ends_all(site, again())
+
+
+@needs(Trait.PROGRAMS, Trait.REMEMBERS, Capability.TERMINATE)
+def test_kill_all_without_a_store(site: Site, program: Start, make_flow: MakeFlow) -> None:
+    """Where the system itself remembers jobs, it does so by the session's name alone."""
+    leave_many(site, program, "")
+    ends_all(site, make_flow(session_name="kept").raise_for_error())

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters import SCHEDULERS, jobs_of, reached
 from tests.containers import address, settings_of
 from tests.docs.blocks import Block, blocks_of, needs_of
+from tests.faults.machine import wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,8 +22,8 @@ BLOCKS = [(page, block) for page in PAGES for block in blocks_of(page)]
 CHAPTERS = sorted({(page, block.chapter) for page, block in BLOCKS if block.language == "python"})
 COMMANDS = [(page, block) for page, block in BLOCKS if block.language in ("bash", "console")]
 LIMIT_SECONDS = 120
-VARIABLES = {"docker": "DOCKER_HOST", "podman": "CONTAINER_HOST"}
-"""What tells the code of a page where a system is."""
+DAEMONS = {"docker": "DOCKER_HOST", "podman": "CONTAINER_HOST"}
+"""What tells the code of a page where a daemon of containers is."""
 
 
 def name_of(value: object) -> str:
@@ -83,14 +85,25 @@ def check_pip_install(words: list[str]) -> None:
 
 @pytest.mark.parametrize(("page", "chapter"), CHAPTERS, ids=name_of)
 def test_python_blocks_run(page: Path, chapter: int, tmp_path: Path) -> None:
-    """The Python of a page runs from top to bottom without an error or a warning, given the systems that it needs."""
+    """The Python of a page runs from top to bottom without an error or a warning, given the systems that it needs.
+
+    Of what it has submitted to a scheduler nothing is left.
+    """
+    hosts: dict[str, str] = {}
     needs = needs_of(page, chapter)
     for name in needs:
-        settings_of(address(name))
+        hosts |= reached(name) if name in SCHEDULERS else daemon(name)
     lay_out(page, tmp_path)
     script = str(Path(__file__).with_name("blocks.py"))
-    hosts = {VARIABLES[name]: address(name) for name in needs}
     run([sys.executable, "-W", "error", script, str(page), str(chapter)], tmp_path, **hosts)
+    for name in SCHEDULERS & {*needs}:
+        wait_until(f"{name} has none of its jobs", lambda name=name: not jobs_of(tmp_path, name))  # type: ignore[misc]
+
+
+def daemon(name: str) -> dict[str, str]:
+    """The variable of a daemon that answers. Skips, or fails, where there is none."""
+    settings_of(address(name))
+    return {DAEMONS[name]: address(name)}
 
 
 @pytest.mark.parametrize(("page", "block"), COMMANDS, ids=name_of)

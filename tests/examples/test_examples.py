@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.clusters import reached
 from tests.containers import NAMES, address, lacking, settings_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,6 +35,16 @@ PROMISES = {
         r"the last step is done",
     ],
     "job_array.py": [r"squares: \[1, 4, 9, 16, 25, 36, 49, 64\]", r"their sum: 204"],
+    "cluster_array.py": [
+        r"1: 10 MiB",
+        r"2: 20 MiB",
+        r"4: 40 MiB",
+        r"5: ValueError: invalid literal .*'seven'",
+        r"100 MiB were not enough for 3",
+        r"200 MiB were not enough for 3",
+        r"3: 300 MiB",
+        r"together: 370 MiB",
+    ],
     "matrix.py": [r"24 combinations; the cheapest is x=2 y=-1 z=5 with 5"],
     "branches.py": [r"job 1: result 1", r"job 2: result 2", r"job 3: result 3", r"both branches have ended"],
     "retry.py": [
@@ -158,6 +169,17 @@ def test_example_prints_what_it_promises(example: str, tmp_path: Path) -> None:
     for line, pattern in zip(lines, promised, strict=True):
         assert re.fullmatch(pattern, line.rstrip()), f"{line!r} is not {pattern!r}"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("system", "context"), [("slurm", "slurm"), ("sge", "gridengine"), ("sge", "drmaa")])
+def test_cluster_array_on_a_cluster(system: str, context: str, tmp_path: Path) -> None:
+    """On a real scheduler it prints the same: what lacks memory is known by its end, and nothing is left behind."""
+    chosen = f"{context}?directory={tmp_path}/jobs&detach=false"
+    lines = run("cluster_array.py", tmp_path, **reached(system), WFL_CONTEXT=chosen).splitlines()
+    for line, pattern in zip(lines, PROMISES["cluster_array.py"], strict=True):
+        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["jobs"])
+    assert not any((tmp_path / "jobs").rglob("*"))
 
 
 def test_streaming_is_not_late(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from wfl.contexts.process.backend import ProcessBackend
 from wfl.contexts.process.link import Link
 from wfl.drmaa2 import JobInfo, JobState, JobTemplate
 from wfl.errors import DrmCommunicationError
-from wfl.store import program_lives, program_name
+from wfl.program import program_lives, program_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

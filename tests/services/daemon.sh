@@ -3,29 +3,10 @@ address=$(./address.sh "$name")
 socket=${address#unix://}
 base=${socket%/*}
 pid_file=$base/pid
-
-need() { # need COMMAND=PACKAGE... : installs the packages whose commands are not here
-    local pair lacks=()
-    for pair in "$@"; do
-        command -v "${pair%=*}" >/dev/null || lacks+=("${pair#*=}")
-    done
-    [ "${#lacks[@]}" = 0 ] || ../../tools/apt.sh "${lacks[@]}"
-}
+. ./common.sh
 
 may() { # fails, with the reason, where daemons of containers cannot be started
-    if [ "$(id -u)" != 0 ]; then
-        echo "$name is started as root here, and this is $(id -un)"
-        return 1
-    fi
-    if [ "${#socket}" -gt 60 ]; then # a path to a socket has 107 bytes at most, and the daemons make some below it
-        echo "$socket is too long for a socket: set TMPDIR to a shorter path"
-        return 1
-    fi
-    mkdir -p "$base"
-}
-
-runs() { # whether the daemon whose number is in the file is alive
-    [ -s "$pid_file" ] && [ "$(readlink "/proc/$(cat "$pid_file")/exe")" = "$(readlink -f "$(command -v "$1")")" ]
+    is_root && is_short "$socket" && mkdir -p "$base"
 }
 
 ask() { # ask PATH [OPTION...] : one request to the daemon
@@ -52,16 +33,6 @@ image() { # image NAME TAG COMMAND : makes the image with images/NAME.sh unless 
         --request POST --header 'Content-Type: application/x-tar' --data-binary "@$made" >"$base/found"
     rm -f "$made"
     ask "/images/$1:$2/json" >"$base/found"
-}
-
-stop() { # stop PID : asks it to end, and ends it if it has not within a minute
-    local _
-    kill "$1" 2>/dev/null || return 0
-    for _ in $(seq 600); do
-        kill -0 "$1" 2>/dev/null || return 0
-        sleep 0.1
-    done
-    kill -KILL "$1" 2>/dev/null || true
 }
 
 unmount_all() { # what is still mounted below the directory, innermost first

@@ -243,12 +243,8 @@ class Input:
 class Helper:
     """What ContainerBackend takes for its undertaker; it notes what it is told at the end."""
 
-    words: list[str]
-
-    @classmethod
-    def start(cls, *_: object, **__: object) -> Self:
-        """No process."""
-        return cls()
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
 
     def goodbye(self) -> None:
         """Nothing is left."""
@@ -339,7 +335,7 @@ def open_room(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]
     def make(*, timeout: float = 60.0, pull: str = "missing", detach: bool = False, keep: Path | None = None) -> Room:
         words: list[str] = []
         clock, told = Time(), Told()
-        monkeypatch.setattr(module, "Undertaker", type("OneHelper", (Helper,), {"words": words}))
+        monkeypatch.setattr(module, "watch", lambda *_, **__: Helper(words))
         monkeypatch.setattr(module, "time", clock)
         settings = {"base_url": FakeClient.url, "timeout": timeout}
         dialect = Dialect(loses_breaks=False)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from wfl import errors
 from wfl.context import BUILT_IN, VARIABLE, Context
+from wfl.contexts.batch.slurm import SlurmContext
 from wfl.contexts.process import ProcessContext
 from wfl.drmaa2 import JobTemplate
 from wfl.testing import FakeContext
@@ -123,7 +124,7 @@ def test_built_in_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contexts of wfl are found by the name that they bear, with no look at what is installed (that is slow)."""
     monkeypatch.delattr(importlib.metadata, "entry_points")
     context = Context.named(name, session_name="mine")
-    assert type(context).__name__ == f"{name.capitalize()}Context"
+    assert type(context).__name__.lower() == f"{name}context"
     assert (context.name, context.session_name) == (name, "mine")
 
 
@@ -141,9 +142,9 @@ def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody knows: the nearest that somebody does is proposed."""
-    install(monkeypatch, slurm="somewhere:SlurmContext")
-    with pytest.raises(errors.InvalidArgumentError, match="there is no context 'slrum': did you mean 'slurm'"):
-        Context.named("slrum")
+    install(monkeypatch, nomad="somewhere:NomadContext")
+    with pytest.raises(errors.InvalidArgumentError, match="there is no context 'nomda': did you mean 'nomad'"):
+        Context.named("nomda")
 
 
 def test_context_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +167,33 @@ def test_variable_chooses_context_and_settings(monkeypatch: pytest.MonkeyPatch, 
     assert isinstance(context, FakeContext)
     assert (context.max_parallel, context.detach, context.session_name) == (3, True, "mine")
     assert context.store == f"{tmp_path}/a b"
+
+
+def test_name_with_settings(tmp_path: Path) -> None:
+    """Settings may stand in the name; each is of the type that its context has for it, and those beside it win."""
+    context = Context.named(f"slurm?directory={tmp_path}&timeout=30&session_name=2026&detach=false", max_parallel=2)
+    assert isinstance(context, SlurmContext)
+    assert (context.directory, context.timeout, context.session_name) == (os.fspath(tmp_path), 30.0, "2026")
+    assert (context.detach, context.max_parallel) == (False, 2)
+    fake = Context.named("fake?session_name=7&max_parallel=3", max_parallel=4)
+    assert (fake.session_name, fake.max_parallel) == ("7", 4)
+    with pytest.raises(errors.InvalidArgumentError, match=re.escape("the context is 'fake?a', expected NAME?SETTING")):
+        Context.named("fake?a")
+
+
+def test_settings_of_a_context_without_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a context says nothing of a setting's type, whole numbers and truth values are meant as such."""
+    given: dict[str, object] = {}
+
+    class Other(FakeContext):
+        def __init__(self, **settings: object) -> None:
+            super().__init__()
+            given.update(settings)
+
+    monkeypatch.setitem(BUILT_IN, "fake", "wfl.testing:OtherContext")
+    monkeypatch.setattr("wfl.testing.OtherContext", Other, raising=False)
+    Context.named("fake?a=7&b=TRUE&c=seven&d=0.5&e=")
+    assert given == {"a": 7, "b": True, "c": "seven", "d": "0.5", "e": ""}
 
 
 def test_workflow_takes_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from tests.unit import test_store
 from tests.unit.test_store import FOREVER, PATIENCE, killed, run, sql
 from wfl import errors, store
 from wfl.drmaa2 import JobState
+from wfl.program import program_name
 from wfl.record import ACCEPTED, ENDED, SUBMITTING
 from wfl.session import JobSession
-from wfl.store import Store, program_name
+from wfl.store import Store
 from wfl.task import Task
 from wfl.testing import FakeSystem
 

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "binary", "clean"]
-CONTEXTS_MAY_IMPORT = {"wfl.backend", "wfl.context", "wfl.drmaa2", "wfl.errors", "wfl.threads", "wfl.timing"}
+CONTEXTS_MAY_IMPORT = {
+    f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "program", "threads", "timing")
+}
 
 
 def output_of(*command: str, directory: Path = ROOT) -> str:

@@ -391,6 +391,34 @@ def test_native_array_is_one_request(open_session: Open) -> None:
     assert {state(task) for task in tasks} == {JobState.DONE}
 
 
+@pytest.mark.parametrize("field", ["submit_as_hold", "deadline_time"])
+def test_native_array_that_waits(open_session: Open, field: str) -> None:
+    """Nor does a hold cut it up where the system itself holds, nor a deadline."""
+    system = FakeSystem()
+    given: dict[str, Any] = {field: soon(3600) if field == "deadline_time" else True}
+    array = open_session(system).start_array(JobTemplate(remote_command="x", **given), range(2000))
+    assert (system.calls["submit"], len(system.submitted)) == (1, 2000)
+    array.release() if field == "submit_as_hold" else None
+    assert {state(task) for task in array} == {JobState.DONE}
+
+
+def test_native_array_of_which_some_have_ended(open_session: Open) -> None:
+    """Elements that were killed before it could be submitted are left out, and the others run."""
+    system = FakeSystem()
+    session = open_session(system)
+    admit = session._prepare  # noqa: SLF001 - the moment is nowhere else
+
+    def prepare(record: Any) -> bool:
+        if record.index == 2:
+            session._end_here([record], "cancelled", "too late")  # noqa: SLF001
+        return admit(record)
+
+    session._prepare = prepare  # type: ignore[method-assign] # noqa: SLF001
+    array = session.start_array(JobTemplate(remote_command="x", submit_as_hold=True), range(4))
+    assert [submission.index for submission in system.submitted] == [0, 1, 3]
+    assert [state(task) == JobState.FAILED for task in array] == [False, False, True, False]
+
+
 def test_elements_that_differ_are_submitted_one_by_one(open_session: Open) -> None:
     """A native array has one template; elements with placeholders are jobs of their own."""
     system = FakeSystem()
@@ -1613,13 +1641,64 @@ def test_closing_with_tasks_running(open_session: Open, caplog: pytest.LogCaptur
 
 
 def test_closing_detached(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
-    """Detached jobs live on, and nothing is said."""
+    """Detached jobs live on, and one line says how many, who finds them and how they are ended."""
     system = FakeSystem({"x": FOREVER})
     session = open_session(system, detach=True)
     run_many(session, 2)
     session.close()
-    assert not caplog.records
+    session.close()
+    (words,) = [record.message for record in caplog.records]
+    assert words == (
+        "fake: 2 tasks go on; without a store no later program finds them (FakeContext(session_name='wfl')); "
+        "to end them: kill_all()"
+    )
     assert {info.state for info in system.answer(["1", "2"]).infos} == {JobState.RUNNING}
+
+
+def test_closing_detached_when_all_has_ended(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing goes on, and nothing is said."""
+    session = open_session(FakeSystem({"x": 0}), detach=True)
+    session.wait([run(session)])
+    session.close()
+    assert not caplog.records
+
+
+def test_closing_detached_with_a_store(open_session: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What waits here is counted apart; whoever opens the context that is named finds all."""
+    store = tmp_path / "jobs"
+    session = open_session(FakeSystem({"x": FOREVER}), detach=True, store=store, max_parallel=1)
+    run_many(session, 3)
+    session.close()
+    (words,) = [record.message for record in caplog.records]
+    assert words == (
+        "fake: 1 task goes on, 2 tasks wait for a later program; "
+        f"Workflow(FakeContext(session_name='wfl', store='{store}')) finds them; to end them: kill_all()"
+    )
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_interrupted_while_closing(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, detach: bool
+) -> None:
+    """A second Ctrl-C leaves at once; what may still be there is listed, the first ones by their ids."""
+    session = open_session(FakeSystem({"x": FOREVER}), detach=detach)
+    run_many(session, 7)
+
+    def interrupt(**_: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as change:
+        change.setattr(session.backend, "close", interrupt)
+        change.setattr(session.backend, "how_to_cancel", lambda ids: f"cancel {len(ids)}")
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+    assert session.closed
+    assert len(caplog.records) == 2 - detach
+    if not detach:
+        assert caplog.records[-1].message == (
+            "fake: interrupted while ending tasks: 7 tasks may still be there (1, 2, 3, 4, 5, …); "
+            "a helper process ends what is left after this program; by hand: cancel 7"
+        )
 
 
 def test_closing_wakes_who_waits(open_session: Open) -> None:

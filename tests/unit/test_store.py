@@ -17,10 +17,11 @@ import pytest
 from wfl import Backoff, Workflow, errors, store
 from wfl.backend import Submission
 from wfl.drmaa2 import JobInfo, JobState, JobTemplate
+from wfl.program import program_lives, program_name
 from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING
 from wfl.retry import retry_tasks
 from wfl.session import JobSession
-from wfl.store import Store, program_lives, program_name
+from wfl.store import Store
 from wfl.task import Task
 from wfl.testing import FakeContext, FakeSystem, Outcome
 

@@ -18,14 +18,13 @@ import pytest
 
 from tests.containers import ANSWER, IMAGE, address, settings_of
 from tests.faults.machine import CLEAN, PATIENCE, Program, children_of, command_of, slowness, stat_of, wait_until
-from wfl.contexts import helper
-from wfl.contexts.containers import vigil
+from wfl.contexts import helper, vigil
 from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from wfl.contexts.containers.undertaker import Undertaker
+    from wfl.contexts.undertaker import Undertaker
 
 BUDGET_KIB = 12 * 1024
 """Memory that a waiting helper may take: little more than an interpreter."""
@@ -33,10 +32,10 @@ STATES = ("created", "exited", "paused", "running")
 
 BEGIN = """
 import json, os, signal, subprocess, sys, threading, time
-from wfl.contexts.containers.undertaker import Undertaker
+from wfl.contexts.containers.ending import watch
 settings, label = json.loads(sys.argv[1]), sys.argv[2]
 """
-START = BEGIN + "undertaker = Undertaker.start(settings, label)\n"
+START = BEGIN + "undertaker = watch(settings, label)\n"
 LINGER = "print('ready', flush=True)\nsys.stdin.readline()\n"
 
 
@@ -133,12 +132,12 @@ def run(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 @pytest.fixture
 def begin(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., Undertaker]]:
     """Starts helpers of this very process; afterwards none is left."""
-    from wfl.contexts.containers.undertaker import Undertaker
+    from wfl.contexts.containers.ending import watch
 
     made: list[Undertaker] = []
 
     def start(**arguments: Any) -> Undertaker:
-        found = Undertaker.start(daemon.settings, daemon.label, log=str(tmp_path / "log"), **arguments)
+        found = watch(daemon.settings, daemon.label, log=str(tmp_path / "log"), **arguments)
         made.append(found)
         return found
 
@@ -372,7 +371,7 @@ def test_the_containers_of_others_are_left_alone(daemon: Daemon, run: Callable[.
 
 def test_what_has_run_may_be_kept(daemon: Daemon, run: Callable[..., Program]) -> None:
     """For a program that comes back: it finds how all ended, and nothing runs."""
-    program = run(BEGIN + "undertaker = Undertaker.start(settings, label, keep=True)\n" + LINGER)
+    program = run(BEGIN + "undertaker = watch(settings, label, keep=True)\n" + LINGER)
     program.expect("ready")
     for state in STATES:
         daemon.make(state)
@@ -458,7 +457,7 @@ def test_another_helper_takes_the_place_of_a_lost_one(daemon: Daemon, run: Calla
     source = """
 def start():
     global undertaker
-    undertaker = Undertaker.start(settings, label, lost=start)
+    undertaker = watch(settings, label, lost=start)
     print("started", flush=True)
 start()
 """
@@ -479,7 +478,7 @@ def test_a_helper_that_cannot_be_started_is_one_error(
     case: str, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It tells what is wrong, and nothing stays open."""
-    from wfl.contexts.containers.undertaker import Undertaker
+    from wfl.contexts.containers.ending import watch
 
     words = {
         "no interpreter": "put python3 into PATH",
@@ -498,27 +497,27 @@ def test_a_helper_that_cannot_be_started_is_one_error(
         elif case == "no descriptors":
             change.setattr("subprocess.Popen", refuse)
         with pytest.raises(SessionManagementError, match=words[case]):
-            Undertaker.start(daemon.settings, daemon.label, log="/nowhere/log" if case == "no log" else os.devnull)
+            watch(daemon.settings, daemon.label, log="/nowhere/log" if case == "no log" else os.devnull)
     assert descriptors() == before
 
 
 def test_settings_that_cannot_be_sent_are_refused(daemon: Daemon) -> None:
     """A mistake of the caller is seen before anything is started; paths are no mistake."""
-    from wfl.contexts.containers.undertaker import Undertaker
+    from wfl.contexts.containers.ending import watch
 
     before = descriptors()
     with pytest.raises(TypeError):
-        Undertaker.start({**daemon.settings, "tls": object()}, daemon.label)
+        watch({**daemon.settings, "tls": object()}, daemon.label)
     assert descriptors() == before
     assert not helpers_of(os.getpid())
-    Undertaker.start({**daemon.settings, "tls": {"ca_cert": Path("/ca.pem")}}, daemon.label).goodbye()
+    watch({**daemon.settings, "tls": {"ca_cert": Path("/ca.pem")}}, daemon.label).goodbye()
 
 
 def test_a_program_with_closed_standard_streams_is_served(daemon: Daemon, run: Callable[..., Program]) -> None:
     """Sockets would take the numbers of the streams, and the helper's own streams their place."""
     closing = "out = os.dup(1)\nfor fd in (0, 1, 2): os.close(fd)\n"
     waiting = "os.write(out, b'ready\\n')\ntime.sleep(600)\n"
-    program = run(BEGIN + closing + "undertaker = Undertaker.start(settings, label)\n" + waiting)
+    program = run(BEGIN + closing + "undertaker = watch(settings, label)\n" + waiting)
     program.expect("ready")
     daemon.make()
     program.kill()
@@ -546,11 +545,13 @@ def test_orders_are_carried_out_at_the_end(tmp_path: Path) -> None:
     room = tmp_path / "wfl" / "contexts" / "containers"
     room.mkdir(parents=True)
     told = "def end_all(*arguments, **more): print(arguments, more, flush=True)"
-    (room / "undertaker.py").write_text(told)
+    (room / "ending.py").write_text(told)
     path = [str(tmp_path), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib") + "/lib-dynload"]
-    orders = {"settings": {"a": 1}, "label": "b=c", "keep": True, "place": None, "cwd": "/none", "path": path}
+    arguments = {"settings": {"a": 1}, "label": "b=c", "keep": True}
+    function = "wfl.contexts.containers.ending:end_all"
+    orders = {"function": function, "arguments": arguments, "cwd": "/none", "path": path}
     code, words = ended_with(json.dumps(orders).encode() + b"\n", tmp_path)
-    assert (code, words) == (0, "({'a': 1}, 'b=c') {'keep': True}\n")
+    assert (code, words) == (0, "() {'settings': {'a': 1}, 'label': 'b=c', 'keep': True}\n")
 
 
 def ended_with(said: bytes, tmp_path: Path) -> tuple[int, str]:
@@ -570,7 +571,7 @@ def test_a_daemon_that_is_away_is_waited_for(
     daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It restarts, or the program's death is the machine's bad day: it is asked until it answers."""
-    from wfl.contexts.containers.undertaker import end_all
+    from wfl.contexts.containers.ending import end_all
 
     real = daemon.settings["base_url"].removeprefix("unix://")
     if not os.path.exists(real):
@@ -594,10 +595,11 @@ def test_a_daemon_that_stays_away_is_given_up(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A helper does not stay for ever; it says what may be left."""
-    from wfl.contexts.containers import undertaker
+    from wfl.contexts import undertaker
+    from wfl.contexts.containers import ending
 
     monkeypatch.setattr(undertaker, "LONGEST", 0.3)
-    undertaker.end_all({**daemon.settings, "base_url": f"unix://{tmp_path}/none"}, daemon.label)
+    ending.end_all({**daemon.settings, "base_url": f"unix://{tmp_path}/none"}, daemon.label)
     gc.collect()
     assert f"{daemon.label} may be left" in capsys.readouterr().err
 
@@ -606,7 +608,7 @@ def test_one_that_resists_keeps_no_other_alive(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What fails is said and tried again, while the others end."""
-    from wfl.contexts.containers import undertaker
+    from wfl.contexts.containers import ending
     from wfl.contexts.containers.client import Client
     from wfl.errors import DrmCommunicationError
 
@@ -622,7 +624,7 @@ def test_one_that_resists_keeps_no_other_alive(
     monkeypatch.setattr(Client, "remove", refuse)
     for _ in range(3):
         daemon.make("created")
-    undertaker.end_all(daemon.settings, daemon.label)
+    ending.end_all(daemon.settings, daemon.label)
     assert daemon.states() == []
     assert len(refused) == 3
     assert capsys.readouterr().err.count(f"{refused[0]}: no answer") == 3
@@ -632,7 +634,7 @@ def test_what_somebody_else_ends_meanwhile_is_no_failure(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A container that ended, was resumed or was removed after it was listed needs no second attempt."""
-    from wfl.contexts.containers import undertaker
+    from wfl.contexts.containers import ending
     from wfl.contexts.containers.client import Client
 
     for state in ("running", "paused", "running"):
@@ -653,7 +655,7 @@ def test_what_somebody_else_ends_meanwhile_is_no_failure(
         return containers
 
     monkeypatch.setattr(Client, "list", look)
-    undertaker.end_all(daemon.settings, daemon.label)
+    ending.end_all(daemon.settings, daemon.label)
     assert looks == [3, 0, 0]
     assert daemon.states() == []
     assert capsys.readouterr().err == ""
@@ -661,7 +663,7 @@ def test_what_somebody_else_ends_meanwhile_is_no_failure(
 
 def test_there_is_another_look_when_all_seems_done(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of the dead program may come to its end only after the first look found nothing."""
-    from wfl.contexts.containers import undertaker
+    from wfl.contexts.containers import ending
     from wfl.contexts.containers.client import Client
 
     found = Client.list
@@ -675,17 +677,17 @@ def test_there_is_another_look_when_all_seems_done(daemon: Daemon, monkeypatch: 
         return containers
 
     monkeypatch.setattr(Client, "list", look)
-    undertaker.end_all(daemon.settings, daemon.label)
+    ending.end_all(daemon.settings, daemon.label)
     assert looks == [0, 1, 0, 0]
     assert daemon.states() == []
 
 
 def test_many_are_ended_together(daemon: Daemon) -> None:
     """More than are ended at once."""
-    from wfl.contexts.containers import client, undertaker
+    from wfl.contexts.containers import client, ending
 
     for _ in range(client.REQUESTS + 4):
         daemon.make("created")
-    undertaker.end_all(daemon.settings, daemon.label)
+    ending.end_all(daemon.settings, daemon.label)
     assert daemon.states() == []
     assert not daemon.volumes()

@@ -1,6 +1,7 @@
-"""Seeing to it that a program's containers end with it, however it dies: a helper process outlives it and ends them.
+"""Seeing to it that a program's jobs end with it, however it dies: a helper process outlives it and ends them.
 
 The helper (vigil.py) knows of the program's death by the end of their socket; it costs 10 MB, and nothing until then.
+How jobs are ended is the room's: a function that the helper calls then.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wfl.contexts import helper
-from wfl.contexts.containers import facts, vigil
-from wfl.contexts.containers.client import REQUESTS, Client
-from wfl.errors import InvalidStateError, SessionManagementError, WflError
+from wfl.contexts import helper, vigil
+from wfl.errors import SessionManagementError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,9 +26,7 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 """Seconds that a helper may take to leave; it takes milliseconds unless the machine is swamped."""
 LONGEST = 300.0
-"""Seconds in which everything is tried again that did not succeed, or a daemon that is away is waited for."""
-REQUEST = 20.0
-"""Seconds that one answer is waited for; the daemon itself gives a process 10 to die."""
+"""Seconds in which everything is tried again that did not succeed, or a system that is away is waited for."""
 PAUSE = (0.2, 10.0)
 """Seconds after a failure before the next attempt: the first pause, and the longest."""
 AFTERMATH = 1.0
@@ -51,32 +47,28 @@ class Undertaker:
     @classmethod
     def start(
         cls,
-        settings: Mapping[str, Any],
-        label: str,
+        function: str,
+        arguments: Mapping[str, Any],
         *,
-        keep: bool = False,
-        place: Path | None = None,
         lost: Callable[[], object] | None = None,
         log: str = os.devnull,
     ) -> Undertaker:
-        """Start the helper for all containers with a label (NAME=VALUE), and do not wait for it to come up.
+        """Start the helper, and do not wait for it to come up: after this program's death it calls a function.
 
-        `settings` are the Client's. With `keep` containers that have run stay behind, ended, for a program that comes
-        back; the directory `place` never does. `lost` is called, in a thread of its own, if the helper ends before the
-        goodbye. Its words go to `log`.
+        `function` is its name ("package.module:name"); what it is called with is told as JSON, paths as strings. `lost`
+        is called, in a thread of its own, if the helper ends before the goodbye. Its words go to `log`.
         """
-        orders = _orders(settings, label, keep=keep, place=place)
+        orders = _orders(function, arguments)
         ours, theirs = helper.pair()
         program = _program()
         try:
             passed = [fd for fd in (theirs.fileno(), program) if fd >= 0]
-            arguments = [str(theirs.fileno()), str(program)]
-            process = helper.start(vigil.__file__, arguments, passed=passed, log=log)
+            process = helper.start(vigil.__file__, [str(theirs.fileno()), str(program)], passed=passed, log=log)
         except BaseException as error:
             ours.close()
             if not isinstance(error, OSError):
                 raise
-            msg = f"cannot start the helper process that ends containers when this program dies: {error}"
+            msg = f"cannot start the helper process that ends jobs when this program dies: {error}"
             raise SessionManagementError(msg) from error
         finally:
             theirs.close()
@@ -88,7 +80,7 @@ class Undertaker:
 
     @property
     def alive(self) -> bool:
-        """Whether the helper is there, so that no container outlives this program."""
+        """Whether the helper is there, so that no job outlives this program."""
         return not self._gone
 
     def goodbye(self) -> None:
@@ -132,78 +124,50 @@ def _program() -> int:
         return -1
 
 
-def _orders(settings: Mapping[str, Any], label: str, *, keep: bool, place: Path | None) -> bytes:
+def _orders(function: str, arguments: Mapping[str, Any]) -> bytes:
     """What the helper has to know when it must work: one line."""
     try:
         cwd = os.getcwd()
     except OSError:  # it was removed
         cwd = "/"
     orders = {
-        "settings": {**settings, "auth": None},  # it fetches no image
-        "label": label,
-        "keep": keep,
-        "place": place,
+        "function": function,
+        "arguments": dict(arguments),
         "cwd": cwd,
-        "path": [*sys.path, str(Path(__file__).absolute().parents[3])],  # wfl itself, should they not lead to it
+        "path": [*sys.path, str(Path(__file__).absolute().parents[2])],  # wfl itself, should they not lead to it
     }
     return json.dumps(orders, default=os.fspath).encode() + b"\n"
 
 
-def end_all(settings: Mapping[str, Any], label: str, *, keep: bool = False) -> None:
-    """End all containers with a label (NAME=VALUE), and remove them with their volumes; see `Undertaker.start`.
+# -- in the helper, after the program's death --
 
-    What fails is tried again, for as long as five minutes; it is not raised but printed.
+
+def until_none_is_left(attempt: Callable[[], tuple[int, bool]], what: str) -> bool:
+    """Call `attempt` until it has found nothing twice in a row; False if that takes more than five minutes.
+
+    It ends all that it finds; how many these were, and whether all have ended. What fails is tried again; it is not
+    raised but printed.
     """
     deadline, pause = time.monotonic() + LONGEST, PAUSE[0]
     seen_none = False
     while time.monotonic() < deadline:
         try:
-            with closing(Client({**settings, "timeout": REQUEST})) as client:
-                todo = _unended(client, label, keep=keep)
-                done = _in_threads(lambda one: _end(client, one, keep=keep), todo)
+            found, done = attempt()
         except WflError as error:
-            _tell(error)
-            time.sleep(pause)
-            pause = min(2 * pause, PAUSE[1])
-            continue
-        if not todo and seen_none:
-            return
-        seen_none = not todo
-        if not todo:
+            tell(error)
+            found, done = -1, False
+        if not found and seen_none:
+            return True
+        seen_none = seen_none if found < 0 else not found
+        if not found:
             time.sleep(AFTERMATH)
-        elif not all(done):
+        elif not done:
             time.sleep(pause)
             pause = min(2 * pause, PAUSE[1])
-    _tell(f"containers with the label {label} may be left: after {LONGEST:g} s this is given up")
+    tell(f"{what} may be left: after {LONGEST:g} s this is given up")
+    return False
 
 
-def _unended(client: Client, label: str, *, keep: bool) -> list[dict[str, Any]]:
-    name, _, value = label.partition("=")
-    return [one for one in client.list({name: value}) if not (keep and one["State"] in facts.OVER)]
-
-
-def _in_threads(f: Callable[[dict[str, Any]], bool], containers: list[dict[str, Any]]) -> list[bool]:
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(f, containers))
-
-
-def _end(client: Client, container: Mapping[str, Any], *, keep: bool) -> bool:
-    """Whether it has ended."""
-    id, state = container["Id"], container["State"]
-    try:
-        if state == "paused":
-            with suppress(WflError):  # it goes on already, or is gone; Docker also kills what is paused
-                client.unpause(id)
-        if state not in ("created", *facts.OVER):
-            with suppress(InvalidStateError):  # it has ended by itself, or is gone
-                client.kill(id)
-        if state == "created" or not keep:
-            client.remove(id)
-    except WflError as error:
-        _tell(f"{id}: {error}")
-        return False
-    return True
-
-
-def _tell(words: object) -> None:
+def tell(words: object) -> None:
+    """Into the helper's log."""
     print(f"wfl undertaker: {words}", file=sys.stderr, flush=True)  # noqa: T201 - its log

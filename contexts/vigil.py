@@ -1,4 +1,4 @@
-"""The process that waits beside a program, to end its containers when it has died without a goodbye.
+"""The process that waits beside a program, to end the program's jobs when it has died without a goodbye.
 
 It runs in an interpreter of its own and must not import wfl, nor much else, while it waits: it may wait for days, and
 there is one for every program. Its socket brings one line of JSON, what to do then, and at most a second line, "bye".
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the program's mask came along
     orders, *rest = wait(*map(int, arguments)).split(b"\n")
-    if rest and rest[0] != b"bye":  # without whole orders it died before it could make a container
+    if rest and rest[0] != b"bye":  # without whole orders it died before it could start anything
         carry_out(orders)
 
 
@@ -50,18 +50,15 @@ def wait(sock: int, program: int) -> bytes:
 
 
 def carry_out(orders: bytes) -> None:
-    """End the containers: by now memory does not matter."""
+    """Call the function that ends the jobs: by now memory does not matter."""
     import contextlib
+    import importlib
     import json
-    import shutil
 
     found = json.loads(orders)
     with contextlib.suppress(OSError):
         os.chdir(found["cwd"])  # paths may be relative to it
     if not getattr(sys, "frozen", False):  # a bundle has all in itself, and the program's is gone
         sys.path[:] = found["path"]
-    if found["place"] is not None:
-        shutil.rmtree(found["place"], ignore_errors=True)
-    from wfl.contexts.containers.undertaker import end_all
-
-    end_all(found["settings"], found["label"], keep=found["keep"])
+    module, _, name = found["function"].partition(":")
+    getattr(importlib.import_module(module), name)(**found["arguments"])

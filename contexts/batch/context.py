@@ -1,0 +1,109 @@
+"""BatchContext: what the contexts of all schedulers that are used through their commands have in common."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from wfl.context import Context, check_session_name
+from wfl.drmaa2 import JobTemplate
+from wfl.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from wfl.contexts.batch.engine import BatchBackend, Preview
+    from wfl.contexts.batch.scheduler import Scheduler
+    from wfl.contexts.drmaa import DrmaaContext
+
+
+class BatchContext(Context):
+    """A scheduler that is used through its commands, by an ordinary user, on a machine that can submit jobs.
+
+    Besides the settings of every Context:
+    directory: where scripts and output are kept, on a file system that the cluster's machines share; None: below
+    ~/.wfl, with the context's name.
+    detach: True unless said otherwise: the scheduler remembers the jobs, and a place in its queue is worth keeping.
+    timeout: seconds that one of the scheduler's commands may take.
+    environment: variables that lead the scheduler's commands to it, such as SLURM_CONF, besides the program's own.
+    inherit_environment: True gives jobs the program's environment; else they have what the site gives to every login,
+    and what the template says.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        detach: bool = True,
+        timeout: float = 60.0,
+        environment: Mapping[str, str] | None = None,
+        inherit_environment: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(detach=detach, **settings)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
+        if not timeout > 0:
+            raise InvalidArgumentError(f"timeout is {timeout!r}, expected seconds above 0")
+        if environment is not None and not isinstance(environment, Mapping):
+            raise TypeError(f"environment is {environment!r} ({type(environment).__name__}), expected a dict")
+        for name, value in (environment or {}).items():
+            if not isinstance(value, str):
+                raise TypeError(f"environment: {name} is {value!r} ({type(value).__name__}), expected str")
+        if not isinstance(inherit_environment, bool):
+            raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
+        if directory == "":
+            raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
+        self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
+        self.timeout, self.inherit_environment = float(timeout), inherit_environment
+        self.environment = dict(environment or {})
+
+    def __repr__(self) -> str:
+        """With the directory, without which nobody finds the session's jobs."""
+        return f"{super().__repr__()[:-1]}, directory={self.directory!r})"
+
+    @abstractmethod
+    def scheduler(self) -> Scheduler:
+        """The scheduler's language."""
+
+    def backend(self) -> BatchBackend:
+        """A new backend; nothing is contacted before the first job."""
+        from wfl.contexts.batch.engine import BatchBackend
+
+        return BatchBackend(
+            self.scheduler(),
+            directory=self.directory,
+            session_name=self.session_name,
+            timeout=self.timeout,
+            environment=self.environment,
+            inherit=self.inherit_environment,
+            detach=self.detach,
+        )
+
+    def preview(
+        self, template: JobTemplate, indexes: range | int | None = None, max_parallel: int | None = None
+    ) -> list[Preview]:
+        """What would be run for a template, or for an array of it: the command line and the script, nothing else.
+
+        Several where an array is longer than the scheduler takes, whose limit is asked for, and where it has no arrays
+        or the elements differ. KEY, ID and running numbers stand for those that the jobs would have.
+        """
+        numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
+        backend = self.backend()
+        return backend.preview(self.submissions(backend, template, numbers), max_parallel)
+
+
+def clean(session_name: str, context: BatchContext | DrmaaContext) -> int:
+    """End all jobs that programs have left behind in a session, and remove what is kept of it.
+
+    Returns how many jobs and arrays had not ended. `context` tells the scheduler and the directory. Those of a program
+    that is still at work in this session end too. The scheduler is told to end them; this does not wait until it has.
+    Raises DrmCommunicationError, and leaves all as it is, where the scheduler does not answer.
+    """
+    from wfl.contexts.batch.ending import end_session
+
+    chosen = copy(context)
+    chosen.session_name = check_session_name(session_name)
+    backend = chosen.backend()
+    return end_session(backend.client, backend.place)

@@ -1,0 +1,240 @@
+"""Ending the jobs of a program on a cluster: when its session is closed, and when it has died (see undertaker.py).
+
+Scripts whose `job` file is gone refuse to start (script.py): so these files go first, then the scheduler is told.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import pickle
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from wfl.contexts.batch.client import Client
+from wfl.contexts.batch.place import Place
+from wfl.contexts.undertaker import Undertaker, until_none_is_left
+from wfl.errors import InvalidSessionError, WflError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from wfl.contexts.batch.scheduler import Scheduler
+
+log = logging.getLogger("wfl")
+
+ANSWER = 20.0
+"""Seconds that a command may take at the end, if it may not take less at any time."""
+_AWAY = "~"
+
+
+class Ending:
+    """The end of what this very program submits: that of its session, and, with `helper`, that of its killing.
+
+    Of several programs in one session each ends its own.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, place: Place, *, environment: Mapping[str, str], timeout: float, helper: bool
+    ) -> None:
+        self._scheduler, self._place, self._helper = scheduler, place, helper
+        self._environment, self._timeout = environment, timeout
+        self.keep = False
+        """Whether a program that comes back looks for what has ended."""
+        self._lock = threading.Lock()
+        self._own: set[str] = set()
+        self._unsettled: set[str] = set()
+        self._programs: dict[str, Undertaker | None] = {}
+        self._closed = False
+
+    def before(self, key: str) -> None:
+        """This is going to be submitted."""
+        with self._lock:
+            if self._closed:
+                raise InvalidSessionError("the session is closed")
+            program = key.rpartition("-")[0]
+            if self._helper and program not in self._programs:
+                # What waited in the queue of a program before this one has that one's key and place: should this one
+                # be killed, it goes on as that one's other jobs do.
+                theirs = os.path.isdir(f"{self._place.root}/{program}")
+                self._programs[program] = None if theirs else self._start(program)
+            self._own.add(key)
+            self._unsettled.add(key)
+
+    def after(self, key: str) -> None:
+        """It was accepted or refused."""
+        with self._lock:
+            self._unsettled.discard(key)
+
+    def is_own(self, key: str) -> bool:
+        """Whether this program submitted it."""
+        return key in self._own
+
+    def _start(self, program: str) -> Undertaker:
+        told = {
+            "scheduler": base64.b64encode(pickle.dumps(self._scheduler)).decode(),
+            "place": self._place.root,
+            "program": program,
+            "environment": self._environment,
+            "keep": self.keep,
+            "late": self._timeout,
+        }
+        return Undertaker.start(f"{__name__}:{end_all.__name__}", told, lost=lambda: self._lost(program))
+
+    def _lost(self, program: str) -> None:
+        """The helper is gone: start another."""
+        name = self._scheduler.name
+        while not self._closed:
+            time.sleep(1.0)  # one that cannot live does not keep the machine busy
+            log.error("%s: the helper that ends jobs after this program is gone; starting another", name)
+            try:
+                with self._lock:
+                    if not self._closed:
+                        self._programs[program] = self._start(program)
+            except WflError:
+                log.exception("%s: if this program is killed now, its jobs go on", name)
+            else:
+                return
+
+    def close(self, ids: Sequence[str]) -> None:
+        """End these (arrays by one id each), all that this program has; what fails, the helper goes on with."""
+        with self._lock:
+            self._closed = True
+        helpers = {program: helper for program, helper in self._programs.items() if helper is not None}
+        try:
+            for program in helpers:
+                _put_away(self._place, program)
+            timeout = min(self._timeout, ANSWER)
+            Client(self._scheduler, environment=self._environment, timeout=timeout).cancel(ids)
+        except BaseException as error:
+            for helper in helpers.values():
+                helper.take_over()
+            if not helpers or not isinstance(error, WflError):
+                raise
+            words = "%s: %d jobs and arrays are not ended yet; a helper process goes on with that: %s"
+            log.error(words, self._scheduler.name, len(ids), error)  # noqa: TRY400 - it tells who sees to it
+            return
+        with self._lock:
+            unsettled = {key.rpartition("-")[0] for key in self._unsettled}
+        for program, helper in helpers.items():
+            if program in unsettled:
+                helper.take_over()
+            else:
+                _leave(self._place, program, keep=self.keep)
+                helper.goodbye()
+
+    def goodbye(self) -> None:
+        """Whatever runs is left alone."""
+        with self._lock:
+            self._closed = True
+        for helper in self._programs.values():
+            if helper is not None:
+                helper.goodbye()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        for helper in self._programs.values():
+            if helper is not None:
+                helper.abandon()
+
+
+def end_all(
+    scheduler: str, place: str, program: str, *, environment: Mapping[str, str], keep: bool, late: float
+) -> None:
+    """End all jobs of a dead program, and leave nothing of them, or with `keep` what one that comes back looks for.
+
+    `scheduler` is pickled; `late`: seconds for which a submission of which nobody has heard may still be under way.
+    """
+    speaks: Scheduler = pickle.loads(base64.b64decode(scheduler))  # noqa: S301 - this program's own
+    where = Place(*os.path.split(place))
+    if not os.path.isdir(f"{place}/{program}"):  # nothing was ever submitted
+        return
+    _put_away(where, program)
+    ids, unheard = _submitted(where, program)
+    client = Client(speaks, environment=environment, timeout=ANSWER)
+    patience = time.monotonic() + late
+
+    def attempt() -> tuple[int, bool]:
+        living: dict[str, None] = {}
+        for seen in client.jobs_with_keys() if unheard else client.jobs():
+            key = seen.key or ""
+            if seen.id in ids or key.rpartition("-")[0] == program:
+                unheard.pop(key, None)
+                ids.add(seen.id)
+                if not seen.info.state.ended:
+                    living[seen.id] = None
+        client.cancel(list(living))
+        waits = bool(unheard) and time.monotonic() < patience
+        return len(living) + waits, False
+
+    if until_none_is_left(attempt, f"jobs of {place}/{program}"):
+        _leave(where, program, keep=keep)
+        for key in {key.partition("/")[0] for key in unheard}:
+            if keep and not where.accepted(key):
+                where.forget(key)  # it never ran
+
+
+def end_session(client: Client, place: Place) -> int:
+    """End all jobs of all programs, and leave nothing of them; how many jobs and arrays had not ended.
+
+    Where the scheduler cannot be told, everything is as it was.
+    """
+    programs = place.programs()
+    for program in programs:
+        _put_away(place, program)
+    try:
+        living = _living(client, place, programs) if programs else []
+        client.cancel(living)
+    except BaseException:
+        for program in programs:
+            _leave(place, program, keep=True)
+        raise
+    for program in programs:
+        _leave(place, program, keep=False)
+    place.remove()
+    return len(living)
+
+
+def _living(client: Client, place: Place, programs: Collection[str]) -> list[str]:
+    """The jobs and arrays of these programs that have not ended."""
+    ids = {id for program in programs for id in _submitted(place, program)[0]}
+    found: dict[str, None] = {}
+    for seen in client.jobs_with_keys():
+        theirs = seen.id in ids or (seen.key or "").rpartition("-")[0] in programs
+        if theirs and not seen.info.state.ended:
+            found[seen.id] = None
+    return list(found)
+
+
+def _submitted(place: Place, program: str) -> tuple[set[str], dict[str, None]]:
+    """The ids that the scheduler gave to a program that was put away; and the keys of what it gave none to."""
+    ids: set[str] = set()
+    unheard: dict[str, None] = {}
+    for key in place.listed("script", program):
+        given = place.accepted(key)
+        ids.update(given.values())
+        entry = place.entry(key)
+        for part in range(1) if entry is None else entry.parts:
+            if part not in given:
+                unheard[f"{key}/{part}" if part else key] = None
+    return ids, unheard
+
+
+def _put_away(place: Place, program: str) -> None:
+    """From now on no job of this program starts."""
+    with suppress(FileNotFoundError):  # somebody began with that before
+        os.rename(f"{place.root}/{program}/job", f"{place.root}/{program}/job{_AWAY}")
+
+
+def _leave(place: Place, program: str, *, keep: bool) -> None:
+    """All has ended: as it was, or nothing."""
+    root = f"{place.root}/{program}"
+    with suppress(FileNotFoundError):
+        if keep:
+            os.rename(f"{root}/job{_AWAY}", f"{root}/job")
+        else:
+            os.rename(root, f"{root}{_AWAY}")  # a shell that just writes its last words finds it no more
+            place.remove(f"{program}{_AWAY}")

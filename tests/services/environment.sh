@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# tests/services/environment.sh slurm|slurm-plain|sge: the variables that a client of the scheduler that start-NAME.sh
+# starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone. For a second one on this machine:
+# another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher.
+set -euo pipefail
+
+place=${TMPDIR:-/tmp}
+base=${place%/}/wfl-services/${1:-}
+case "${1:-}" in
+    slurm | slurm-plain) echo "SLURM_CONF=$base/slurm.conf" ;;
+    sge)
+        echo "SGE_ROOT=$base"
+        echo "SGE_CELL=default"
+        echo "SGE_QMASTER_PORT=$((16464 + ${WFL_PORTS:-0}))"
+        echo "SGE_EXECD_PORT=$((16465 + ${WFL_PORTS:-0}))"
+        echo "DRMAA_LIBRARY_PATH=$base/libdrmaa.so.1.0"
+        echo "PATH=/usr/lib/gridengine:$PATH" # /usr/bin has wrappers, which take six times as long
+        ;;
+    *) echo "usage: $0 slurm|slurm-plain|sge" >&2; exit 2 ;;
+esac
