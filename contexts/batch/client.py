@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -51,8 +50,6 @@ class Client:
         )
         self._rung = 0  # of the scheduler's kinds of records: the first that can be had
         self._refused = 0.0  # since when that is refused
-        self.unsure = False
-        """Whether better records than those that answered last may know more."""
         self._most: int | None = None
         self._most_known = False
 
@@ -103,15 +100,17 @@ class Client:
         """Whether a job that was deleted before it began may be in no record."""
         return self.scheduler.silent or self._rung >= self.scheduler.rungs - self.scheduler.fading
 
-    def accounts(self, ids: Sequence[str], since: datetime) -> dict[str, Account]:
-        """What the records say of these jobs and arrays, of an array by its elements' ids."""
-        rung, rungs = self._rung, self.scheduler.rungs
-        self.unsure = False
+    def accounts(self, ids: Sequence[str], since: datetime) -> tuple[dict[str, Account], bool]:
+        """What the records say of these jobs and arrays, of an array by its elements' ids; and whether that is all.
+
+        It is not where better records than those that have answered may know more.
+        """
+        rung, rungs, whole = self._rung, self.scheduler.rungs, True
         while rung < rungs:
             try:
                 found = self._records(ids, since, rung)
             except DrmCommunicationError:  # what keeps these is away, and not the rest
-                rung, self.unsure = rung + 1, True
+                rung, whole = rung + 1, False
                 if rung == rungs:
                     raise
             except DeniedByDrmsError as error:
@@ -123,12 +122,12 @@ class Client:
                 elif rung == rungs:  # this is no answer, for now
                     raise
                 else:
-                    self.unsure = True
+                    whole = False
             else:
                 if rung == self._rung:
                     self._refused = 0.0
-                return found
-        return {}
+                return found, whole
+        return {}, True
 
     def _records(self, ids: Sequence[str], since: datetime, rung: int) -> dict[str, Account]:
         found: dict[str, Account] = {}
@@ -168,8 +167,11 @@ class Client:
         """Kill these; raises where there is no answer. One that has ended is as it should be."""
         for part in _parts(ids):
             for command in self.scheduler.control(part, Action.KILL):
-                with suppress(DeniedByDrmsError):
+                try:
                     self.commands.run(command)
+                except DeniedByDrmsError as error:
+                    if not self.scheduler.unknown(str(error)):
+                        log.warning("%s", error)
 
 
 def ordered(

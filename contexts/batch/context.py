@@ -1,4 +1,4 @@
-"""BatchContext: what the contexts of all schedulers that are used through their commands have in common."""
+"""What the contexts of all schedulers have in common, and those that are used through their commands in particular."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from wfl.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from wfl.contexts.batch.engine import BatchBackend, Preview
     from wfl.contexts.batch.scheduler import Scheduler
-    from wfl.contexts.drmaa import DrmaaContext
 
 
-class BatchContext(Context):
-    """A scheduler that is used through its commands, by an ordinary user, on a machine that can submit jobs.
+class ClusterContext(Context):
+    """A scheduler of a cluster, used by an ordinary user on a machine that can submit jobs.
 
     Besides the settings of every Context:
     directory: where scripts and output are kept, on a file system that the cluster's machines share; None: below
     ~/.wfl, with the context's name.
     detach: True unless said otherwise: the scheduler remembers the jobs, and a place in its queue is worth keeping.
-    timeout: seconds that one of the scheduler's commands may take.
-    environment: variables that lead the scheduler's commands to it, such as SLURM_CONF, besides the program's own.
     inherit_environment: True gives jobs the program's environment; else they have what the site gives to every login,
     and what the template says.
     """
@@ -36,12 +33,53 @@ class BatchContext(Context):
         *,
         directory: str | os.PathLike[str] | None = None,
         detach: bool = True,
-        timeout: float = 60.0,
-        environment: Mapping[str, str] | None = None,
         inherit_environment: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(detach=detach, **settings)
+        if not isinstance(inherit_environment, bool):
+            raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
+        if directory == "":
+            raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
+        self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
+        self.inherit_environment = inherit_environment
+
+    def __repr__(self) -> str:
+        """With the directory, without which nobody finds the session's jobs."""
+        return f"{super().__repr__()[:-1]}, directory={self.directory!r})"
+
+    @abstractmethod
+    def backend(self) -> BatchBackend:
+        """A new backend; nothing is contacted before the first job."""
+
+    def _shower(self) -> BatchBackend:
+        """A backend that only shows what it would do."""
+        return self.backend()
+
+    def preview(
+        self, template: JobTemplate, indexes: range | int | None = None, max_parallel: int | None = None
+    ) -> list[Preview]:
+        """What would be run for a template, or for an array of it: the command line and the script, nothing else.
+
+        Several where an array is longer than the scheduler takes, whose limit is asked for, and where it has no arrays
+        or the elements differ. KEY, ID and running numbers stand for those that the jobs would have. Through libdrmaa
+        it is the attributes instead of a command line; where there is no library, as they would be on Grid Engine.
+        """
+        numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
+        backend = self._shower()
+        return backend.preview(self.submissions(backend, template, numbers), max_parallel)
+
+
+class BatchContext(ClusterContext):
+    """A scheduler that is used through its commands.
+
+    Besides the settings of every cluster (`ClusterContext`):
+    timeout: seconds that one of the scheduler's commands may take.
+    environment: variables that lead the scheduler's commands to it, such as SLURM_CONF, besides the program's own.
+    """
+
+    def __init__(self, *, timeout: float = 60.0, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
         if not timeout > 0:
@@ -51,17 +89,7 @@ class BatchContext(Context):
         for name, value in (environment or {}).items():
             if not isinstance(value, str):
                 raise TypeError(f"environment: {name} is {value!r} ({type(value).__name__}), expected str")
-        if not isinstance(inherit_environment, bool):
-            raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
-        if directory == "":
-            raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
-        self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
-        self.timeout, self.inherit_environment = float(timeout), inherit_environment
-        self.environment = dict(environment or {})
-
-    def __repr__(self) -> str:
-        """With the directory, without which nobody finds the session's jobs."""
-        return f"{super().__repr__()[:-1]}, directory={self.directory!r})"
+        self.timeout, self.environment = float(timeout), dict(environment or {})
 
     @abstractmethod
     def scheduler(self) -> Scheduler:
@@ -81,20 +109,8 @@ class BatchContext(Context):
             detach=self.detach,
         )
 
-    def preview(
-        self, template: JobTemplate, indexes: range | int | None = None, max_parallel: int | None = None
-    ) -> list[Preview]:
-        """What would be run for a template, or for an array of it: the command line and the script, nothing else.
 
-        Several where an array is longer than the scheduler takes, whose limit is asked for, and where it has no arrays
-        or the elements differ. KEY, ID and running numbers stand for those that the jobs would have.
-        """
-        numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
-        backend = self.backend()
-        return backend.preview(self.submissions(backend, template, numbers), max_parallel)
-
-
-def clean(session_name: str, context: BatchContext | DrmaaContext) -> int:
+def clean(session_name: str, context: ClusterContext) -> int:
     """End all jobs that programs have left behind in a session, and remove what is kept of it.
 
     Returns how many jobs and arrays had not ended. `context` tells the scheduler and the directory. Those of a program

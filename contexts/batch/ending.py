@@ -69,6 +69,11 @@ class Ending:
         with self._lock:
             self._unsettled.discard(key)
 
+    def forget(self, key: str) -> None:
+        """It has ended, and nobody wants to know any more of it."""
+        with self._lock:
+            self._own.discard(key)
+
     def is_own(self, key: str) -> bool:
         """Whether this program submitted it."""
         return key in self._own

@@ -422,13 +422,13 @@ class BatchBackend(Backend):
         found, stuck, missing = self._listed(wanted)
         try:
             found += self._remove(stuck)
-            known = self._ended_elsewhere(missing) if missing else []  # they have ended, and are in the list no more
+            known, whole = self._ended_elsewhere(missing)  # they have ended, and are in the list no more
         except WflError as error:  # what the list tells is told once
             log.info("%s: the rest of the question has no answer now: %s", self.name, error)
             return found, []
         found += known
         missing -= {info.id or "" for info in known}
-        if missing and self.client.unsure:
+        if not whole:
             return found, []
         gone, now = [], time.monotonic()
         for id in sorted(missing):
@@ -502,16 +502,20 @@ class BatchBackend(Backend):
         held.state, held.started = info, held.started or (state.started and not state.ended)
         return [info.replace(id=id)]
 
-    def _ended_elsewhere(self, ids: set[str]) -> list[JobInfo]:
-        """Of these, which are not in the list: those that have ended, by their own word or the scheduler's records."""
+    def _ended_elsewhere(self, ids: set[str]) -> tuple[list[JobInfo], bool]:
+        """Of these, which are not in the list: those that have ended, by their own word or the scheduler's records.
+
+        And whether the records are all that there are.
+        """
         found = [id for id in ids if self.place.end(self._held[id].key) is not None]
         rest = ids.difference(found)
-        for id, account in (self._accounts(rest) if rest else {}).items():
+        accounts, whole = self._accounts(rest) if rest else ({}, True)
+        for id, account in accounts.items():
             if id in rest and account.over:
                 found.append(id)
             elif id in rest:
                 self._held[id].missing = 0.0
-        return [fact(id=id, state=JobState.DONE) for id in found]
+        return [fact(id=id, state=JobState.DONE) for id in found], whole
 
     # -- ends --
 
@@ -527,7 +531,7 @@ class BatchBackend(Backend):
         if not enough or now < self._accounted:
             return []
         try:
-            accounts = self._accounts(todo)
+            accounts, _ = self._accounts(todo)
         except WflError as error:
             log.info("%s: the records of ends cannot be had now: %s", self.name, error)
             accounts = {}
@@ -584,12 +588,12 @@ class BatchBackend(Backend):
             for living in self._living.values():
                 living.discard(id)
 
-    def _accounts(self, ids: Iterable[str]) -> dict[str, Account]:
-        """What the scheduler's records say of these; nothing where it keeps none."""
+    def _accounts(self, ids: Iterable[str]) -> tuple[dict[str, Account], bool]:
+        """What the scheduler's records say of these, nothing where it keeps none; and whether that is all."""
         ids = list(ids)
         wanted = sorted({native_id(self._held[id].array or id) for id in ids})
-        found = self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
-        return {self._again.get(id, id): account for id, account in found.items()}
+        found, whole = self.client.accounts(wanted, self.place.since({self._held[id].entry.key for id in ids}))
+        return {self._again.get(id, id): account for id, account in found.items()}, whole
 
     # -- finding again --
 
@@ -629,9 +633,12 @@ class BatchBackend(Backend):
             ids = self.place.accepted(key)
             ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
             ids |= self._left_word(entry)
-            if len(ids) < len(entry.parts) and self._is_another_s(key):
+            if len(ids) < len(entry.parts) and self._another_may_submit(key):
                 waits.add(key)
-            elif ids:
+                continue
+            if len(ids) in (0, len(entry.parts)):  # else one of which nobody has heard may still come
+                self.ending.after(key)
+            if ids:
                 self.place.accept(key, ids)
                 self._hold(entry, ids)
                 lost = next((part for part in entry.parts if part not in ids), None)
@@ -641,7 +648,7 @@ class BatchBackend(Backend):
                 self.place.forget(key)  # should it come late, it finds nothing to do
         return waits
 
-    def _is_another_s(self, key: str) -> bool:
+    def _another_may_submit(self, key: str) -> bool:
         own = key.rpartition("-")[0] in self._programs
         return not own and self.place.is_at_work(key, self.client.commands.timeout + ASK[1])
 
@@ -820,6 +827,8 @@ class BatchBackend(Backend):
             elif held.array is not None:
                 parts.pop(held.entry.key, None)
                 self.place.forget(held.entry.key)
+            if not left:
+                self.ending.forget(held.entry.key)
         for key, indexes in parts.items():
             self.place.note_reaped(key, indexes)
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
-from wfl.context import Context
-from wfl.drmaa2 import JobTemplate
+from wfl.contexts.batch.context import ClusterContext
 from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
-    from wfl.contexts.batch.engine import Preview
     from wfl.contexts.drmaa.backend import DrmaaBackend
 
 
-class DrmaaContext(Context):
+class DrmaaContext(ClusterContext):
     """Run each job through the scheduler's libdrmaa (extra: `wfl-sdk[drmaa]`), on a machine that can submit jobs.
 
-    Besides the settings of every Context:
-    directory: where scripts and output are kept, on a file system that the cluster's machines share; None: below
-    ~/.wfl/drmaa.
+    Besides the settings of every cluster (`wfl.contexts.batch.ClusterContext`):
     contact: what an earlier program's `DrmaaContext.attached_to()` was, to be told of the ends of its jobs too; None: a
     session of its own. Jobs of earlier programs are found either way, by the directory.
-    detach: True unless said otherwise: the scheduler remembers the jobs, and a place in its queue is worth keeping.
-    inherit_environment: True gives jobs the program's environment; else they have what the site gives to every login,
-    and what the template says.
     parallel_environment, memory_resource, memory_per_slot, gpu_resource: of a Grid Engine, as GridEngineContext has
     them.
 
@@ -38,19 +30,15 @@ class DrmaaContext(Context):
     def __init__(
         self,
         *,
-        directory: str | os.PathLike[str] | None = None,
         contact: str | None = None,
-        detach: bool = True,
-        inherit_environment: bool = False,
         parallel_environment: str | None = None,
         memory_resource: str = "h_vmem",
         memory_per_slot: bool = True,
         gpu_resource: str = "gpu",
         **settings: Any,
     ) -> None:
-        super().__init__(detach=detach, **settings)
-        self.directory = os.path.abspath(os.path.expanduser(directory or "~/.wfl/drmaa"))
-        self.contact, self.inherit_environment = contact, inherit_environment
+        super().__init__(**settings)
+        self.contact = contact
         self._of_grid_engine = {
             "parallel_environment": parallel_environment,
             "memory_resource": memory_resource,
@@ -89,19 +77,8 @@ class DrmaaContext(Context):
             detach=self.detach or not isinstance(scheduler, GridEngine),
         )
 
-    def preview(
-        self, template: JobTemplate, indexes: range | int | None = None, max_parallel: int | None = None
-    ) -> list[Preview]:
-        """What would be run for a template, or for an array of it: the attributes and the script, nothing else.
-
-        Where there is no library, as it would be on Grid Engine.
-        """
-        from wfl.contexts.drmaa.library import connection
-
+    def _shower(self) -> DrmaaBackend:
         try:
-            system_name = connection.system()
+            return self.backend()
         except SessionManagementError:
-            system_name = "SGE"
-        numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
-        backend = self._backend(system_name)
-        return backend.preview(self.submissions(backend, template, numbers), max_parallel)
+            return self._backend("SGE")

@@ -191,7 +191,7 @@ class DrmaaBackend(BatchBackend):
         if not todo or not isinstance(self.scheduler, GridEngine):
             return []
         try:
-            accounts = self._accounts(todo)
+            accounts, _ = self._accounts(todo)
         except WflError as error:
             log.info("drmaa: the records of ends cannot be had now: %s", error)
             return []
@@ -225,9 +225,11 @@ class DrmaaBackend(BatchBackend):
         try:
             news = self._look(set().union(*self._living.values()))
             return news + self._round() if time.monotonic() - self._asked_at >= self._rounds else news
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next look may go better
+        except WflError as error:
             log.info("drmaa: looking at jobs: %s; trying again", error)
-            return []
+        except Exception:  # whatever it was, the next look may go better
+            log.exception("drmaa: looking at jobs failed in an unforeseen way; trying again")
+        return []
 
     def _is_awaited(self, id: str) -> bool:
         """Whether the library will tell of this end itself: a record that it passes over for long is not its."""
@@ -334,7 +336,7 @@ class DrmaaBackend(BatchBackend):
         """Submissions without an answer: by Grid Engine's own list; else what has not begun never will."""
         if isinstance(self.scheduler, GridEngine):
             return super()._search(entries)
-        waits = {key for key in entries if self._is_another_s(key)}
+        waits = {key for key in entries if self._another_may_submit(key)}
         for key in entries.keys() - waits:
             if not self.place.accepted(key):
                 self.place.forget(key)

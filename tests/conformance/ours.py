@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from wfl import Capability, Context, JobTemplate
-from wfl.contexts.batch import BatchContext, clean
-from wfl.contexts.drmaa import DrmaaContext
+from wfl.contexts.batch import ClusterContext, clean
 from wfl.contexts.process import ProcessContext
 from wfl.errors import SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
@@ -197,7 +196,7 @@ def _described() -> str:
 def _forget(site: str, name: str, made_by: str, session: str) -> None:
     """End what programs have left in a session."""
     context = _on_cluster(site, name, made_by)
-    assert isinstance(context, BatchContext | DrmaaContext)
+    assert isinstance(context, ClusterContext)
     clean(session, context)
 
 

@@ -660,7 +660,7 @@ def test_many_of_an_earlier_program(
         return []
 
     monkeypatch.setattr(Client, "jobs", jobs)
-    monkeypatch.setattr(Client, "accounts", lambda *_: {})
+    monkeypatch.setattr(Client, "accounts", lambda *_: ({}, True))
     monkeypatch.setattr(backend, "ROUND", (0.05, 0.05))
     monkeypatch.setattr(backend, "RECORD", 0.05)
     number = 60
