@@ -14,6 +14,7 @@ import weakref
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 KILL_GRACE = 2.0
 """Seconds between asking a job to end and killing it, where the session enforces a limit of time."""
+COLLECT = (0.1, 2.0)
+"""Seconds between two rounds of questions about how jobs have ended: the first, and the longest."""
 CHUNK = 1 << 20
 """Bytes of output read at once."""
 FOLLOW = 0.03
@@ -100,6 +103,7 @@ class JobSession:
         self._records: dict[str, Record] = {}
         self._arrays: dict[str, TaskArray] = {}
         self._uncollected: dict[Record, float] = {}
+        self._collects_at = inf  # when the next round is planned; -inf while one goes on
         self._early: dict[str, list[JobInfo]] = {}
         self._submitting = 0
         self._key = f"{os.urandom(5).hex()}-"
@@ -606,14 +610,22 @@ class JobSession:
         """Seen ended, exit status to come (with the lock held): asked for in bulk, within the documented time."""
         if record.final is None:
             record.final = info
-            if not self._uncollected:
-                self._later(0.0, lambda: self._collect(0.1))
             self._uncollected[record] = self.clock.now() + self.backend.limits.collect
+            if self._collects_at > self.clock.now() + COLLECT[0]:
+                self._plan_collecting(0.0, COLLECT[0])
         return False
 
-    def _collect(self, wait: float) -> None:
+    def _plan_collecting(self, wait: float, following: float) -> None:
+        """The next round in so many seconds (with the lock held), whatever was planned before."""
+        planned = self._collects_at = self.clock.now() + wait
+        self._later(wait, lambda: self._collect(planned, following))
+
+    def _collect(self, planned: float, wait: float) -> None:
         """One round for all ended jobs whose exit status is not known; again after `wait` seconds if some are left."""
         with self._lock:
+            if planned != self._collects_at:  # a round comes earlier
+                return
+            self._collects_at = -inf  # it goes on
             ids = [record.id for record in self._uncollected]
         for chunk in self.chunks(ids, self.backend.limits.ids):
             try:
@@ -623,8 +635,13 @@ class JobSession:
         with self._lock:
             late = [record for record, end in self._uncollected.items() if end <= self.clock.now()]
         self.observe([self._given_up(final) for record in late if (final := record.final) is not None])
-        if self._uncollected:
-            self._later(wait, lambda: self._collect(min(wait * 2, 2.0)))
+        with self._lock:
+            if not self._uncollected:
+                self._collects_at = inf
+            elif {record.id for record in self._uncollected}.issubset(ids):
+                self._plan_collecting(wait, min(wait * 2, COLLECT[1]))
+            else:  # some have come meanwhile
+                self._plan_collecting(COLLECT[0], COLLECT[0] * 2)
 
     def _given_up(self, final: JobInfo) -> JobInfo:
         words = f"its exit status could not be had within {self.backend.limits.collect:.0f} s"

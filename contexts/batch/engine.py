@@ -23,7 +23,7 @@ from wfl.contexts.batch import script
 from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
 from wfl.contexts.batch.ending import Ending
 from wfl.contexts.batch.ends import how_it_ended
-from wfl.contexts.batch.place import ELEMENT, KINDS, Entry, Place, Wave, read_part
+from wfl.contexts.batch.place import ELEMENT, KINDS, Entry, Place, Wave, program_of, read_part
 from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, flag
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
@@ -78,7 +78,7 @@ USAGE = 5.0
 """Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
 AGAIN = 0.1
 """Seconds after which records that lacked an end are asked for again, """
-SHARE = 4.0
+SHARE = 2.0
 """and how much longer the pause is than the last answer took."""
 LATE = 10.0
 """Seconds that the output of a job that has ended is waited for."""
@@ -238,7 +238,7 @@ class BatchBackend(Backend):
 
     def _start(self, entry: Entry) -> list[str]:
         """Write everything down, then submit; the ids, an array's one for each element."""
-        program = entry.key.rpartition("-")[0]
+        program = program_of(entry.key)
         self._programs.add(program)
         self.ending.before(entry.key)
         ids: dict[int, str] = {}
@@ -321,7 +321,7 @@ class BatchBackend(Backend):
         forgotten: list[str] = []
         reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
         with self._lock:
-            living = self._living.setdefault(entry.key.rpartition("-")[0], set())
+            living = self._living.setdefault(program_of(entry.key), set())
             for part, id in ids.items():
                 for given, held in self._members(entry, part, id):
                     if reaped and _index(held.key) in reaped:
@@ -649,7 +649,7 @@ class BatchBackend(Backend):
         return waits
 
     def _another_may_submit(self, key: str) -> bool:
-        own = key.rpartition("-")[0] in self._programs
+        own = program_of(key) in self._programs
         return not own and self.place.is_at_work(key, self.client.commands.timeout + ASK[1])
 
     def _left_word(self, entry: Entry) -> dict[int, str]:
@@ -679,7 +679,7 @@ class BatchBackend(Backend):
         """What all programs have submitted in this session and nobody has reaped."""
         found: list[Known] = []
         for entry in self.place.entries():
-            if entry.key.rpartition("-")[0] in self._programs:
+            if program_of(entry.key) in self._programs:
                 continue
             reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
             for index in [None] if entry.indexes is None else entry.indexes:

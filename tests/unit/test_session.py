@@ -697,6 +697,16 @@ def test_collecting_has_an_end(open_session: Open, status: int, sub_state: str) 
     assert 31 <= system.now < 35
 
 
+def test_ends_that_are_awaited_delay_no_others(open_session: Open) -> None:
+    """An exit status that does not come is asked for ever more rarely, and the next one at once all the same."""
+    system = FakeSystem({"x": Outcome(duration=1), "y": Outcome(duration=12.25)}, two_steps=True)
+    session = open_session(system)
+    stuck, other = run(session), session.run_job(JobTemplate(remote_command="y"))
+    put(session, "collect", lambda collect: lambda ids: [info for info in collect(ids) if info.id != stuck.id])
+    other.wait_terminated()
+    assert system.now < 12.5
+
+
 def test_what_was_seen_ended_is_not_lost(open_session: Open) -> None:
     """A scheduler forgets what has ended: such a job is collected, neither asked about any more nor called lost."""
     system = asked(two_steps=True)
