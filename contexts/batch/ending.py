@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from wfl.contexts.batch.client import Client
-from wfl.contexts.batch.place import Place
+from wfl.contexts.batch.place import Place, program_of
 from wfl.contexts.undertaker import Undertaker, until_none_is_left
 from wfl.errors import InvalidSessionError, WflError
 
@@ -55,7 +55,7 @@ class Ending:
         with self._lock:
             if self._closed:
                 raise InvalidSessionError("the session is closed")
-            program = key.rpartition("-")[0]
+            program = program_of(key)
             if self._helper and program not in self._programs:
                 # What waited in the queue of a program before this one has that one's key and place: should this one
                 # be killed, it goes on as that one's other jobs do.
@@ -123,7 +123,7 @@ class Ending:
             log.error(words, self._scheduler.name, len(ids), error)  # noqa: TRY400 - it tells who sees to it
             return
         with self._lock:
-            unsettled = {key.rpartition("-")[0] for key in self._unsettled}
+            unsettled = {program_of(key) for key in self._unsettled}
         for program, helper in helpers.items():
             if program in unsettled:
                 helper.take_over()
@@ -166,7 +166,7 @@ def end_all(
         living: dict[str, None] = {}
         for seen in client.jobs_with_keys() if unheard else client.jobs():
             key = seen.key or ""
-            if seen.id in ids or key.rpartition("-")[0] == program:
+            if seen.id in ids or program_of(key) == program:
                 unheard.pop(key, None)
                 ids.add(seen.id)
                 if not seen.info.state.ended:
@@ -208,7 +208,7 @@ def _living(client: Client, place: Place, programs: Collection[str]) -> list[str
     ids = {id for program in programs for id in _submitted(place, program)[0]}
     found: dict[str, None] = {}
     for seen in client.jobs_with_keys():
-        theirs = seen.id in ids or (seen.key or "").rpartition("-")[0] in programs
+        theirs = seen.id in ids or program_of(seen.key or "") in programs
         if theirs and not seen.info.state.ended:
             found[seen.id] = None
     return list(found)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, divided, extension, flag, job_name, later, native
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobState, SubState, fact
+from wfl.contexts.batch.quantities import divided, fixed_slots, host_list, later, time_limit
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.drmaa2 import Capability, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -58,11 +59,6 @@ _SIGNALS = range(129, 193)
 """Return codes that tell a signal, which is 128 less."""
 _URGENCY = (1, 16, 31)
 """The lowest that is not held, the usual one, the highest (flux-submit(1)); a guest's highest is the usual one."""
-_DOWN = (
-    "unable to connect", "connection refused", "lost contact", "timed out", "connection reset",
-    "function not implemented", "no service matching method", "host is unreachable", "broken pipe",
-)  # fmt: skip
-_OVER = ("inactive", "unknown job", "unknown id", "no such job", "job is not running")
 _LETTER = "ƒ"
 """What an id begins with, where the language's characters have it; else, and always here, it is an f (RFC 19)."""
 
@@ -82,6 +78,11 @@ class Flux(Scheduler):
     answers: ClassVar[Mapping[str, str]] = {"LC_ALL": "C", "FLUX_F58_FORCE_ASCII": "1"}
     id = "$FLUX_JOB_ID"
     number = "FLUX_JOB_CC"
+    down_words = (
+        "unable to connect", "connection refused", "lost contact", "timed out", "connection reset",
+        "function not implemented", "no service matching method", "host is unreachable", "broken pipe",
+    )  # fmt: skip
+    over_words = ("inactive", "unknown job", "unknown id", "no such job", "job is not running")
 
     def submit(self, job: Job) -> Command:
         """`flux submit` starts the script once; with nodes it is `flux batch`, whose script starts tasks itself."""
@@ -134,7 +135,7 @@ class Flux(Scheduler):
                 submission_time=_time(said["t_submit"]),
                 dispatch_time=_time(said["t_run"]),
                 queue_name=said["queue"] or None,
-                allocated_machines=_machines(said["nodelist"]),
+                allocated_machines=host_list(said["nodelist"]) or None,
             )
             yield Seen(said["id.f58"], None, info, key[1] if key else None, _CAUSES.get(said["result"]))
 
@@ -157,16 +158,6 @@ class Flux(Scheduler):
         urgency = "hold" if action is Action.HOLD else "default"
         return [["flux", "job", "urgency", id, urgency] for id in ids]
 
-    def down(self, words: str) -> bool:
-        """No instance answers."""
-        low = words.lower()
-        return any(text in low for text in _DOWN)
-
-    def unknown(self, words: str) -> bool:
-        """It has ended."""
-        low = words.lower()
-        return any(text in low for text in _OVER)
-
     def partly(self, words: str) -> bool:
         """Some ids are not known, the others were told of."""
         return re.search(r"jobid \S+ unknown|unknown job|unknown id", words.lower()) is not None
@@ -175,15 +166,8 @@ class Flux(Scheduler):
 # -- the template --
 
 
-def _slots(template: JobTemplate) -> int | None:
-    slots, most = template.min_slots, template.max_slots
-    if most is not None and most != (slots or most):
-        raise UnsupportedAttributeError("flux gives a fixed number of slots: let max_slots be min_slots, or unset")
-    return slots or most
-
-
 def _task(template: JobTemplate) -> list[str]:
-    slots, gpus = _slots(template), divided(template, "gpus")
+    slots, gpus = fixed_slots(template, "flux"), divided(template, "gpus")
     return [
         "--ntasks=1",
         *([f"--cores-per-task={slots}"] if slots else []),
@@ -192,7 +176,7 @@ def _task(template: JobTemplate) -> list[str]:
 
 
 def _nodes(template: JobTemplate, nodes: int) -> list[str]:
-    slots, gpus = _slots(template), divided(template, "gpus", nodes)
+    slots, gpus = fixed_slots(template, "flux"), divided(template, "gpus", nodes)
     tasks = divided(template, "tasks_per_node") or 1
     if gpus and gpus % tasks:
         raise UnsupportedAttributeError("flux gives each task as many gpus as the others")
@@ -214,8 +198,7 @@ def _wishes(template: JobTemplate) -> list[str]:
         )
     if template.submit_as_hold and template.priority:
         raise UnsupportedAttributeError("flux: a held job has no priority: set one of submit_as_hold, priority")
-    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
-    begin = template.start_time
+    limit, begin = time_limit(template), template.start_time
     requires = f"host:{','.join(template.candidate_machines)}" if template.candidate_machines else None
     given = {
         "time-limit": None if limit is None else f"{float(limit):.12g}s",
@@ -267,7 +250,7 @@ def _account(said: dict[str, str]) -> Account:
             wallclock_time=finished - begun if over and finished and begun else None,
             slots=int(said["ncores"]) if said["ncores"].isdigit() else None,
             queue_name=said["queue"] or None,
-            allocated_machines=_machines(said["nodelist"]),
+            allocated_machines=host_list(said["nodelist"]) or None,
             annotation=words or None,
         ),
         over=over,
@@ -279,19 +262,6 @@ def _time(text: str) -> datetime | None:
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
         return None
     return datetime.fromtimestamp(0, UTC) + timedelta(seconds=float(text))
-
-
-def _machines(text: str) -> tuple[str, ...] | None:
-    """A hostlist of RFC 29, such as `a,n[1-3,07-09]`."""
-    found: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        head, bracket, rest = part.partition("[")
-        numbers, _, tail = rest.partition("]")
-        for one in numbers.split(",") if bracket else []:
-            begin, _, end = one.partition("-")
-            found += [f"{head}{n:0{len(begin)}}{tail}" for n in range(int(begin), int(end or begin) + 1)]
-        found += [] if bracket else [part]
-    return tuple(found) or None
 
 
 class FluxContext(BatchContext):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, later, native
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, fact
+from wfl.contexts.batch.quantities import in_seconds, later, ranges, time_limit
+from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.drmaa2 import Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -41,18 +42,6 @@ _SIGNAL = re.compile(r"USR1@(\d+)\Z")
 _ACCOUNT = re.compile(r"[!-.0-9;->A-~]+\Z")
 """What -A takes: no spaces, nothing beyond ASCII, and none of `/:?@*\\` (seen; qsub's own words are no help)."""
 _MALFORMED = re.compile(r"[,$\n]")
-_DOWN = (
-    "commlib error", "unable to contact", "unable to send message", "got no response", "can't connect",
-    "error reading answer", "got send error", "connection refused", "connection reset", "timed out", "broken pipe",
-)  # fmt: skip
-_OVER = (
-    "does not exist",
-    "do not exist",
-    "not found",
-    "invalid queue or job",
-    "already in deletion",
-    "can not be applied",
-)
 _JOB = re.compile(r"<job_list\b[^>]*>(.*?)</job_list>", re.DOTALL)
 _FIELD = re.compile(r"<(\w+)[^>]*>([^<]*)</\1>")
 _LINE = re.compile(r"^(\w+) +(\S.*?) *$", re.MULTILINE)
@@ -100,6 +89,20 @@ class GridEngine(Scheduler):
     # A shepherd that is sent a signal while it passes one on waits until a third comes, and forgets the second. (Seen:
     # 13 of 32 that came at once, 1 of 32 after 0.2 s, none of 64 after 0.5 s and more.)
     rest = 1.0
+    down_words = (
+        "commlib error", "unable to contact", "unable to send message", "got no response", "can't connect",
+        "error reading answer", "got send error", "connection refused", "connection reset", "timed out", "broken pipe",
+    )  # fmt: skip
+    busy_words = ("jobs are allowed per", "try again later")
+    """By max_u_jobs, or max_jobs, of sge_conf(5)."""
+    none_words = ("no such file", "no jobs running since startup")
+    """There is no file of records."""
+    over_words = (
+        "does not exist", "do not exist", "not found", "invalid queue or job", "already in deletion",
+        "can not be applied",
+    )  # fmt: skip
+    partly_words = ("not found", "do not exist")
+    """There is no record of the one job that qacct was asked for, or none yet; qstat has described the others."""
 
     def __init__(
         self,
@@ -239,31 +242,6 @@ class GridEngine(Scheduler):
         found = re.search(r"^max_aj_tasks\s+(\d+)", output, re.MULTILINE)
         return int(found[1]) or None if found else None
 
-    def down(self, words: str) -> bool:
-        """The master does not answer."""
-        low = words.lower()
-        return any(text in low for text in _DOWN)
-
-    def busy(self, words: str) -> bool:
-        """By max_u_jobs, or max_jobs, of sge_conf(5)."""
-        low = words.lower()
-        return "jobs are allowed per" in low or "try again later" in low
-
-    def keeps_none(self, words: str) -> bool:
-        """There is no file of records."""
-        low = words.lower()
-        return "no such file" in low or "no jobs running since startup" in low
-
-    def unknown(self, words: str) -> bool:
-        """It has ended, or never was."""
-        low = words.lower()
-        return any(text in low for text in _OVER)
-
-    def partly(self, words: str) -> bool:
-        """There is no record of the one job that qacct was asked for, or none yet; qstat has described the others."""
-        low = words.lower()
-        return "not found" in low or "do not exist" in low
-
     def _slots(self, template: JobTemplate) -> list[str]:
         least, most = template.min_slots, template.max_slots
         name = extension(template, "parallel_environment") or self._environment
@@ -281,7 +259,7 @@ class GridEngine(Scheduler):
 
     def _resources(self, template: JobTemplate) -> list[str]:
         wanted: dict[str, Any] = {}
-        limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
+        limit = time_limit(template)
         if limit is not None:
             wanted["h_rt"] = int(-(-limit // 1))
         warning = extension(template, "signal")
@@ -428,7 +406,7 @@ def _seen(said: Mapping[str, str]) -> Seen:
     )
     return Seen(
         said.get("JB_job_number", ""),
-        _numbers(said.get("tasks", "")),
+        ranges(said.get("tasks", "")),
         info,
         _key(said.get("full_job_name") or said.get("JB_name", "")),
         stuck=stuck,
@@ -447,18 +425,6 @@ def _state(letters: str, predecessors: str | None) -> JobState:
     if any(letter in letters for letter in "rt"):
         return JobState.RUNNING
     return JobState.UNDETERMINED
-
-
-def _numbers(text: str) -> list[range] | None:
-    """`3`, or `1-4:1,9,11-19:2`; None for a job that is no array."""
-    if not text:
-        return None
-    found = []
-    for part in text.split(","):
-        begin, _, rest = part.partition("-")
-        end, _, step = rest.partition(":")
-        found.append(range(int(begin), int(end or begin) + 1, int(step or 1)))
-    return found
 
 
 def _shortened(ids: Sequence[str]) -> list[str]:
@@ -559,10 +525,7 @@ _UNITS = {"K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 def _amount(text: str, base: int = 1000) -> float:
     """`4`, `3s`, `3.383MB`, `1.5G`, `00:01:02`: qacct counts by thousands, and shows ru_maxrss, KiB, as if bytes."""
     if ":" in text:
-        seconds = 0.0
-        for part in text.split(":"):
-            seconds = 60 * seconds + float(part)
-        return seconds
+        return in_seconds(text)
     found = re.match(r"([\d.]+)(?:e([+-]?\d+))?([KMGTP])?", text, re.IGNORECASE)
     if found is None:
         return 0.0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, divided, extension, flag, job_name, later, native
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, SubState, fact
+from wfl.contexts.batch.quantities import divided, english_time, fixed_slots, later, time_limit
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.script import TRAPPED
+from wfl.drmaa2 import Capability, FrozenDict, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -69,16 +71,6 @@ _FORMAT = f"{' '.join(_FIELDS)} delimiter='|'"
 _KEY = re.compile(r"wfl:([^|\s]+)")
 _SIGNALS = range(129, 193)
 """Exit statuses that tell a signal, which is 128 less."""
-_DOWN = (
-    "lsf is down", "cannot connect to lsf", "communication time out", "connection refused", "daemon not responding",
-    "failed in an lsf library call", "concurrent query limit", "connection reset",
-    "cannot open your job file", "lim is down", "lim is not responding", "no response", "timed out", "mbatchd",
-    "please wait",
-)  # fmt: skip
-_OVER = ("is not found", "already finished", "has already finished", "no matching job", "has not started", "is not in")
-_NONE = ("is not found", "no unfinished job found", "no matching job found", "no job found")
-_TRAPPED = "HUP INT QUIT TERM USR1 USR2 XCPU XFSZ"
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DEFAULT_ARRAY = 1000
 """MAX_JOB_ARRAY_SIZE where lsb.params does not say (lsb.params(5))."""
 
@@ -104,6 +96,14 @@ class Lsf(Scheduler):
     )  # fmt: skip
     id = "$LSB_JOBID"
     number = "LSB_JOBINDEX"
+    down_words = (
+        "lsf is down", "cannot connect to lsf", "communication time out", "connection refused", "daemon not responding",
+        "failed in an lsf library call", "concurrent query limit", "connection reset",
+        "cannot open your job file", "lim is down", "lim is not responding", "no response", "timed out", "mbatchd",
+        "please wait",
+    )  # fmt: skip
+    over_words = ("is not found", "already finished", "no matching job", "has not started", "is not in")
+    partly_words = ("is not found", "no unfinished job found", "no matching job found", "no job found")
 
     def submit(self, job: Job) -> Command:
         """`bsub`, whose last words go to a shell, which has to outlive the script's: signals reach both."""
@@ -119,7 +119,7 @@ class Lsf(Scheduler):
             *_resources(template),
             *_wishes(template),
             *native(template, _OWNED),
-            f"trap : {_TRAPPED}; /bin/sh {'' if job.inherit else '-l '}{shlex.join([job.script, *job.offset])}",
+            f"trap : {TRAPPED}; /bin/sh {'' if job.inherit else '-l '}{shlex.join([job.script, *job.offset])}",
         ]  # fmt: skip
 
     def accepted(self, output: str) -> str:
@@ -147,8 +147,8 @@ class Lsf(Scheduler):
             index = int(said["jobindex"])
             info = fact(
                 state=_STATES.get(said["stat"], JobState.RUNNING),
-                submission_time=_time(said["submit_time"]),
-                dispatch_time=_time(said["start_time"]),
+                submission_time=english_time(said["submit_time"]),
+                dispatch_time=english_time(said["start_time"]),
                 queue_name=said["queue"] or None,
                 allocated_machines=_machines(said["exec_host"]),
                 annotation=said["pend_reason"].strip("; ") or None,
@@ -190,21 +190,6 @@ class Lsf(Scheduler):
         found = re.search(r"MAX_JOB_ARRAY_SIZE\s*=\s*(\d+)", output)
         return int(found[1]) if found else _DEFAULT_ARRAY
 
-    def down(self, words: str) -> bool:
-        """The daemons do not answer, or not now."""
-        low = words.lower()
-        return any(text in low for text in _DOWN)
-
-    def unknown(self, words: str) -> bool:
-        """It has ended."""
-        low = words.lower()
-        return any(text in low for text in _OVER)
-
-    def partly(self, words: str) -> bool:
-        """There is nothing to list, or some ids are not known; the others were told of."""
-        low = words.lower()
-        return any(text in low for text in _NONE)
-
 
 # -- the template --
 
@@ -227,19 +212,16 @@ def _dependencies(job: Job) -> list[str]:
 
 def _resources(template: JobTemplate) -> list[str]:
     found: list[str] = []
-    slots, most = template.min_slots, template.max_slots
+    slots, most, limit = template.min_slots, template.max_slots, time_limit(template)
     nodes, tasks = divided(template, "nodes"), divided(template, "tasks_per_node")
     if nodes or tasks:
-        if most is not None and most != (slots or most):
-            raise UnsupportedAttributeError("lsf: with nodes the number of slots is fixed: let max_slots be min_slots")
-        each = (slots or most or 1) * (tasks or 1)
+        each = (fixed_slots(template, "lsf with nodes") or 1) * (tasks or 1)
         found += ["-n", str(each * (nodes or 1)), "-R", f"span[ptile={each}]"]
     elif slots or most:
         found += ["-n", f"{slots or 1},{most}" if most not in (None, slots) else f"{slots}", "-R", "span[hosts=1]"]
     memory = template.min_phys_memory
     if memory:  # with its unit: LSF_UNIT_FOR_LIMITS says what a bare number is
         found += ["-M", f"{memory}KB", "-R", f"rusage[mem={memory}KB]"]
-    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
     if limit is not None:  # LSF counts minutes; to the second it is the session that ends it
         found += ["-W", str(max(1, math.ceil(limit / 60)))]
     if template.candidate_machines:
@@ -306,9 +288,9 @@ def _account(said: dict[str, str]) -> Account:
         signal=signal if begun else None,
         cause=cause,
         info=fact(
-            submission_time=_time(said["submit_time"]),
-            dispatch_time=_time(said["start_time"]),
-            finish_time=_time(said["finish_time"]) if state.ended else None,
+            submission_time=english_time(said["submit_time"]),
+            dispatch_time=english_time(said["start_time"]),
+            finish_time=english_time(said["finish_time"]) if state.ended else None,
             wallclock_time=_seconds(said["run_time"]),
             cpu_time=_seconds(said["cpu_used"]),
             slots=int(said["slots"]) if said["slots"].isdigit() else None,
@@ -319,16 +301,6 @@ def _account(said: dict[str, str]) -> Account:
         ),
         over=state.ended,
     )
-
-
-def _time(text: str) -> datetime | None:
-    """`Oct 22 09:22:31 2026`; what lacks seconds and year, as is usual, is less than the job itself tells."""
-    found = re.match(r"(\w{3}) +(\d+) (\d+):(\d+):(\d+) (\d{4})", text)
-    if found is None or found[1] not in _MONTHS:
-        return None
-    day, hour, minute, second, year = (int(found[n]) for n in range(2, 7))
-    local = datetime(year, _MONTHS.index(found[1]) + 1, day, hour, minute, second)  # noqa: DTZ001 - local by intent
-    return local.astimezone(UTC)
 
 
 def _seconds(text: str) -> timedelta | None:

@@ -10,25 +10,15 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wfl.backend import Action
 from wfl.contexts import helper
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import (
-    Account,
-    Scheduler,
-    Seen,
-    divided,
-    extension,
-    flag,
-    hours,
-    job_name,
-    later,
-    native,
-)
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobInfo, JobState, SubState, fact
+from wfl.contexts.batch.quantities import divided, english_time, fixed_slots, hours, in_seconds, later, time_limit
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -77,13 +67,6 @@ _ATTRIBUTE = re.compile(r" {4}([A-Za-z][\w.]*) = (.*)")
 _PRIORITY = 1024
 _DEFAULT_ARRAY = 10000
 """OpenPBS's max_array_size where nobody has set it."""
-_DOWN = (
-    "cannot connect to", "could not connect", "connection refused", "connection timed out", "communication failure",
-    "end of file", "premature end of message", "server shutting down", "invalid credential", "no route to host",
-    "cannot resolve", "unable to communicate", "timed out", "broken pipe", "server is not responding",
-)  # fmt: skip
-_OVER = ("unknown job id", "job has finished", "request invalid for state", "invalid state for job")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Pbs(Scheduler):
@@ -112,6 +95,14 @@ class Pbs(Scheduler):
         '[ -z "$ids" ] || qstat -x -f $ids || qstat -f $ids'
     )
     lowest = 0
+    down_words = (
+        "cannot connect to", "could not connect", "connection refused", "connection timed out", "communication failure",
+        "end of file", "premature end of message", "server shutting down", "invalid credential", "no route to host",
+        "cannot resolve", "unable to communicate", "timed out", "broken pipe", "server is not responding",
+    )  # fmt: skip
+    over_words = ("unknown job id", "job has finished", "request invalid for state", "invalid state for job")
+    """Also of what cannot be had in this state."""
+    partly_words = ("unknown job id",)
 
     def submit(self, job: Job) -> Command:
         """`qsub`, with a shell that PBS starts as one of a login."""
@@ -198,20 +189,6 @@ class Pbs(Scheduler):
         if found is None:
             return _DEFAULT_ARRAY - 1 if self.dialect == OPENPBS else None
         return int(found[1]) - 1
-
-    def down(self, words: str) -> bool:
-        """The server does not answer, or not now."""
-        low = words.lower()
-        return any(text in low for text in _DOWN)
-
-    def unknown(self, words: str) -> bool:
-        """It has ended, or cannot be had in this state."""
-        low = words.lower()
-        return any(text in low for text in _OVER)
-
-    def partly(self, words: str) -> bool:
-        """Some of the ids are not known, the others were told of."""
-        return "unknown job id" in words.lower()
 
     # -- what the dialects say differently --
 
@@ -317,12 +294,8 @@ class Torque(Pbs):
 
 def _slots(template: JobTemplate) -> tuple[int | None, int | None, int | None]:
     """Processors of each task, nodes, tasks on each of them."""
-    slots, most = template.min_slots, template.max_slots
-    if most is not None and most != (slots or most):
-        raise UnsupportedAttributeError("pbs gives a fixed number of slots: let max_slots be min_slots, or unset")
-    nodes, tasks = divided(template, "nodes"), divided(template, "tasks_per_node")
-    found = slots or most
-    return found or (1 if nodes or tasks else None), nodes, tasks
+    slots, nodes, tasks = fixed_slots(template, "pbs"), divided(template, "nodes"), divided(template, "tasks_per_node")
+    return slots or (1 if nodes or tasks else None), nodes, tasks
 
 
 def _machine(template: JobTemplate) -> str | None:
@@ -334,7 +307,7 @@ def _machine(template: JobTemplate) -> str | None:
 
 
 def _walltime(template: JobTemplate) -> list[str]:
-    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
+    limit = time_limit(template)
     return [] if limit is None else ["-l", f"walltime={hours(limit)}"]
 
 
@@ -409,7 +382,7 @@ def _account(record: Mapping[str, str], dialect: str) -> Account | None:
     found = _ID.match(record["id"])
     if found is None:
         return None
-    started = _time(record.get("stime") or record.get("start_time") or "")
+    started = english_time(record.get("stime") or record.get("start_time") or "")
     state = _STATES.get(record.get("job_state", ""), JobState.RUNNING)
     status = int(text) if re.fullmatch(r"-?\d+", text := record.get("exit_status", "")) else None
     if record.get("job_state") == "X" and status is None and record.get("substate") != _TERMINATED:
@@ -418,9 +391,9 @@ def _account(record: Mapping[str, str], dialect: str) -> Account | None:
     slots = record.get("resources_used.ncpus") or record.get("resource_list.ncpus") or ""
     cause = _cause(record, dialect, status, ran=started is not None) if state.ended else None
     info = fact(
-        submission_time=_time(record.get("ctime", "")),
+        submission_time=english_time(record.get("ctime", "")),
         dispatch_time=started,
-        finish_time=_time(record.get("comp_time") or record.get("obittime") or record.get("mtime") or "")
+        finish_time=english_time(record.get("comp_time") or record.get("obittime") or record.get("mtime") or "")
         if state.ended
         else None,
         wallclock_time=_duration(record.get("resources_used.walltime", "")),
@@ -482,24 +455,9 @@ def _words(record: Mapping[str, str], status: int | None) -> str:
     return comment or f"Exit_status {status}"
 
 
-def _time(text: str) -> datetime | None:
-    """`Tue May 29 09:37:00 2018`, this machine's time; in English whatever the language is."""
-    found = re.fullmatch(r"\w{3} (\w{3}) +(\d+) (\d+):(\d+):(\d+) (\d{4})", text.strip())
-    if found is None or found[1] not in _MONTHS:
-        return None
-    day, hour, minute, second, year = (int(found[n]) for n in range(2, 7))
-    local = datetime(year, _MONTHS.index(found[1]) + 1, day, hour, minute, second)  # noqa: DTZ001 - local by intent
-    return local.astimezone(UTC)
-
-
 def _duration(text: str) -> timedelta | None:
     """`[HHH:]MM:SS`, or seconds."""
-    if not re.fullmatch(r"\d+(:\d+){0,2}", text):
-        return None
-    seconds = 0
-    for part in text.split(":"):
-        seconds = 60 * seconds + int(part)
-    return timedelta(seconds=seconds)
+    return timedelta(seconds=in_seconds(text)) if re.fullmatch(r"\d+(:\d+){0,2}", text) else None
 
 
 def _machines(text: str) -> tuple[str, ...] | None:

@@ -33,6 +33,14 @@ BY = "by"
 """The file with the name of the program that submits."""
 WHOLE = "."
 """The last line of an end: a file that lacks it is still being written."""
+_making = threading.Lock()
+_made: set[str] = set()
+"""Directories that this program has made."""
+
+
+def program_of(key: str) -> str:
+    """The program in a job's, an array's or an element's key."""
+    return key.rpartition("-")[0]
 
 
 class Wave(msgspec.Struct, frozen=True, gc=False):
@@ -104,7 +112,7 @@ class Place:
             "waves": None if entry.waves is None else [[*_three(w.numbers), w.first, w.step] for w in entry.waves],
             "template": json.loads(entry.template.to_json()),
         }
-        program = os.path.join(self.root, entry.key.rpartition("-")[0])
+        program = os.path.join(self.root, program_of(entry.key))
         with _making:
             if program not in _made or not os.path.isdir(f"{program}/job"):  # others may remove one that is empty
                 self._make(program)
@@ -214,7 +222,7 @@ class Place:
         written = self.since([key])
         if datetime.now(UTC) - written > timedelta(seconds=patience):
             return False
-        return program_lives(_read(f"{self.root}/{key.rpartition('-')[0]}/{BY}") or "")
+        return program_lives(_read(f"{self.root}/{program_of(key)}/{BY}") or "")
 
     def tidy(self, program: str) -> None:
         """Remove the directory of a program of which nothing is left."""
@@ -273,11 +281,6 @@ def _write(path: str, text: str) -> None:
 
 def _three(numbers: range) -> list[int]:
     return [numbers.start, numbers.stop, numbers.step]
-
-
-_making = threading.Lock()
-_made: set[str] = set()
-"""Directories that this program has made."""
 
 
 def read_part(path: str, offset: int, limit: int) -> tuple[bytes, bool]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -18,6 +17,8 @@ from wfl.drmaa2 import Capability, JobInfo, SubState
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from wfl.contexts.batch.place import Entry, Wave
     from wfl.drmaa2 import JobTemplate
 
@@ -137,6 +138,12 @@ class Scheduler(ABC):
     """Whether a job that is deleted before it begins leaves no record."""
     rest: ClassVar[float] = 0.0
     """Seconds for which a job is told nothing after it was told to stop or to go on."""
+    down_words: ClassVar[tuple[str, ...]]
+    busy_words: ClassVar[tuple[str, ...]] = ()
+    none_words: ClassVar[tuple[str, ...]] = ("",)
+    over_words: ClassVar[tuple[str, ...]] = ()
+    partly_words: ClassVar[tuple[str, ...]] = ()
+    """What stands, in small letters, in an error of which `down`, `busy`, `keeps_none`, `unknown`, `partly` is true."""
 
     @abstractmethod
     def submit(self, job: Job) -> Command:
@@ -220,29 +227,30 @@ class Scheduler(ABC):
         """The highest number of an element, from what that says; None: no limit."""
         raise NotImplementedError(output)
 
-    @abstractmethod
     def down(self, words: str) -> bool:
         """Whether an error's words say that the scheduler was not reached."""
+        return _says(words, self.down_words)
 
     def busy(self, words: str) -> bool:
         """Whether an error's words say that there is no room for a job now."""
-        del words
-        return False
+        return _says(words, self.busy_words)
 
     def keeps_none(self, words: str) -> bool:
         """Whether an error's words say that records of this kind are not kept, and not that something went wrong."""
-        del words
-        return True
+        return _says(words, self.none_words)
 
     def unknown(self, words: str) -> bool:
         """Whether an error's words say that there is no such job any more, or that it has ended."""
-        del words
-        return False
+        return _says(words, self.over_words)
 
     def partly(self, words: str) -> bool:
         """Whether an error's words only say that there are no such jobs, so that what was said of others counts."""
-        del words
-        return False
+        return _says(words, self.partly_words)
+
+
+def _says(words: str, parts: Iterable[str]) -> bool:
+    low = words.lower()
+    return any(part in low for part in parts)
 
 
 def native(template: JobTemplate, owned: str) -> list[str]:
@@ -276,28 +284,6 @@ def flag(template: JobTemplate, name: str, *, default: bool = False) -> bool:
     if text not in (None, "true", "false"):
         raise InvalidArgumentError(f"extensions: {name} is {text!r}, expected 'true' or 'false'")
     return default if text is None else text == "true"
-
-
-def divided(template: JobTemplate, name: str, by: int = 1) -> int | None:
-    """An extension that is a number of things, evenly divided."""
-    text = extension(template, name)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or not int(text) or int(text) % by:
-        more = f" that {by} nodes have in equal parts" if by > 1 else ""
-        raise InvalidArgumentError(f"extensions: {name} is {text!r}, expected a number above 0{more}")
-    return int(text) // by
-
-
-def hours(seconds: float) -> str:
-    """A duration as HH:MM:SS, rounded up to whole seconds."""
-    whole = int(-(-seconds // 1))
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def later(moment: datetime, *, seconds: int) -> datetime:
-    """The next whole number of seconds, such as of a minute, by this machine's clock; the same if it is one."""
-    return datetime.fromtimestamp(-(-moment.timestamp() // seconds) * seconds, UTC).astimezone()
 
 
 def job_name(template: JobTemplate, key: str) -> str:

@@ -41,7 +41,7 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, _PIECES)) + ")")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SHELLS = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "IFS", "OPTIND", "PPID", "PS4", "SHELLOPTS", "UID", "_"})
 """Variables that a shell does not let be set, or goes by itself: `env` sets them."""
-_SIGNALS = "HUP INT QUIT TERM USR1 USR2 XCPU XFSZ"
+TRAPPED = "HUP INT QUIT TERM USR1 USR2 XCPU XFSZ"
 """They reach all processes of a job, also this shell, which has to live on to tell how the command has ended."""
 
 
@@ -97,14 +97,14 @@ def _passing_on(lines: Iterable[str], signal: str | None, alone: str) -> list[st
     return [
         *([f'wfl_env=; env {again} true 2>/dev/null && wfl_env="$(command -v env) {again}"'] if signal else []),
         "wfl_job() {",
-        f"trap : {_SIGNALS} {signal or ''}".rstrip(),
+        f"trap : {TRAPPED} {signal or ''}".rstrip(),
         *lines,
         "}",
         "wfl_alone=",
         *(_look_for(alone) if alone else []),
         *([] if signal else ['[ -n "$wfl_alone" ] || wfl_job']),
         'wfl_pass_on() { wfl_again=yes; trap \'\' "$1"; kill -s "$1" 0; trap "wfl_pass_on $1" "$1"; }',
-        f"trap wfl_again=yes {_SIGNALS}",
+        f"trap wfl_again=yes {TRAPPED}",
         tell,
         "wfl_job &",
         "wfl_again=yes wfl_status=",
@@ -143,7 +143,7 @@ def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: 
         lines += [f"wfl_index={entry.index}"]
     return [
         *lines,
-        f"trap : {_SIGNALS}",
+        f"trap : {TRAPPED}",
         # Whoever gave up on this job has removed what it needs: it must not run any more.
         '[ -e "$wfl_job" ] || exit 125',
         # Grid Engine loses a kill that comes before a job has a process group, and passes on none after that.

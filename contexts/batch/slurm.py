@@ -11,8 +11,9 @@ from msgspec import structs
 
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, later, native
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobInfo, JobState, SubState, fact
+from wfl.contexts.batch.quantities import fixed_slots, host_list, in_seconds, later, ranges, time_limit
+from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
@@ -59,21 +60,6 @@ _RECORD = (
     "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,TotalCPU,MaxRSS,AllocCPUS,Partition,NodeList,Reason"
 )
 _KEY = re.compile(r"wfl:([^|\s]+)")
-_DOWN = (
-    "unable to contact", "timed out", "connection refused", "communication", "zero bytes", "connection reset",
-    "temporarily unavailable", "not responding", "database is down", "problem talking", "connect failure",
-    "unable to connect", "broken pipe", "protocol authentication", "backup controller",
-)  # fmt: skip
-_OVER = (
-    "invalid job id",
-    "already complet",
-    "no longer pending",
-    "job has finished",
-    "not running",
-    "no longer running",
-    "job is pending execution",
-    "job is not suspended",
-)
 _EXPLAINED: tuple[tuple[str, SubState], ...] = (
     (r"StepId={}\.\S+ exceeded memory limit", "out_of_memory"),
     (r"oom.kill events?(?:\(s\))? in (?:StepId=)?{}\.", "out_of_memory"),
@@ -143,6 +129,19 @@ class Slurm(Scheduler):
     alone = "*:freezer:/slurm* | 0::*slurm*"
     rungs = 2
     fading = 1
+    down_words = (
+        "unable to contact", "timed out", "connection refused", "communication", "zero bytes", "connection reset",
+        "temporarily unavailable", "not responding", "database is down", "problem talking", "connect failure",
+        "unable to connect", "broken pipe", "protocol authentication", "backup controller",
+    )  # fmt: skip
+    """Of the controller, the database, or munge."""
+    none_words = ("disabled",)
+    """`Slurm accounting storage is disabled`."""
+    over_words = (
+        "invalid job id", "already complet", "no longer pending", "job has finished", "not running",
+        "no longer running", "job is pending execution", "job is not suspended",
+    )  # fmt: skip
+    """Also of what is in another state than it would have to be."""
 
     def submit(self, job: Job) -> Command:
         """`sbatch`; the script sees to directory, environment and streams."""
@@ -230,20 +229,6 @@ class Slurm(Scheduler):
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", output, re.MULTILINE)
         return int(found[1]) - 1 if found else None
 
-    def down(self, words: str) -> bool:
-        """The controller, the database or munge do not answer."""
-        low = words.lower()
-        return any(text in low for text in _DOWN)
-
-    def keeps_none(self, words: str) -> bool:
-        """`Slurm accounting storage is disabled`."""
-        return "disabled" in words.lower()
-
-    def unknown(self, words: str) -> bool:
-        """It has ended, or is in another state than it would have to be."""
-        low = words.lower()
-        return any(text in low for text in _OVER)
-
 
 def _log(path: str) -> str:
     """Slurm replaces what follows a % in this path, and has a meaning of its own for backslashes (sbatch(1))."""
@@ -276,14 +261,11 @@ def _dependencies(job: Job) -> list[str]:
 
 def _resources(template: JobTemplate) -> list[str]:
     found = []
-    slots, most = template.min_slots, template.max_slots
-    if most is not None and most != (slots or most):
-        raise UnsupportedAttributeError("slurm gives a fixed number of slots: let max_slots be min_slots, or unset")
-    if slots or most:
-        found += [f"--cpus-per-task={slots or most}"]
+    slots, limit = fixed_slots(template, "slurm"), time_limit(template)
+    if slots:
+        found += [f"--cpus-per-task={slots}"]
     if template.min_phys_memory:
         found += [f"--mem={template.min_phys_memory}K"]
-    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
     if limit is not None:  # Slurm counts minutes; to the second it is the session that ends it
         found += [f"--time={max(1, math.ceil(limit / 60))}"]
     if template.candidate_machines:
@@ -357,7 +339,7 @@ def _seen(  # noqa: PLR0917 - the columns
         allocated_machines=_machines(nodes) if begun else (),
         annotation=_words(name, reason, state),
     )
-    return Seen(base, _numbers(numbers), info, key[1] if key else None, _CAUSES.get(name) if state.ended else None)
+    return Seen(base, ranges(numbers), info, key[1] if key else None, _CAUSES.get(name) if state.ended else None)
 
 
 def _words(name: str, reason: str, state: JobState) -> str | None:
@@ -365,18 +347,6 @@ def _words(name: str, reason: str, state: JobState) -> str | None:
     if reason in _QUIET or (state.started and not state.ended):
         return None
     return f"{name}: {reason}" if state.ended else reason
-
-
-def _numbers(text: str) -> list[range] | None:
-    """`3`, or `[1-5,7,10-20:5%2]`; None for a job that is no array."""
-    if not text:
-        return None
-    found = []
-    for part in text.strip("[]").partition("%")[0].split(","):
-        begin, _, rest = part.partition("-")
-        end, _, step = rest.partition(":")
-        found.append(range(int(begin), int(end or begin) + 1, int(step or 1)))
-    return found
 
 
 def _from_database(output: str) -> Iterator[Account]:
@@ -435,7 +405,7 @@ def _from_controller(output: str) -> Iterator[Account]:
 
 def _each(numbers: str) -> list[str]:
     """An element's number by itself; all that were ended while they waited are one record."""
-    return [numbers] if not numbers or numbers.isdigit() else [str(n) for some in _numbers(numbers) or () for n in some]
+    return [numbers] if not numbers or numbers.isdigit() else [str(n) for some in ranges(numbers) or () for n in some]
 
 
 def _account(id: str, number: str, state: str, code: str, reason: str, info: JobInfo) -> Account:  # noqa: PLR0917
@@ -474,10 +444,7 @@ def _duration(text: str) -> timedelta | None:
     if not text:
         return None
     days, _, rest = text.rpartition("-")
-    seconds = 0.0
-    for part in rest.split(":"):
-        seconds = 60 * seconds + float(part)
-    return timedelta(days=int(days or 0), seconds=seconds)
+    return timedelta(days=int(days or 0), seconds=in_seconds(rest))
 
 
 def _kib(text: str) -> int:
@@ -489,20 +456,7 @@ def _kib(text: str) -> int:
 
 
 def _machines(text: str) -> tuple[str, ...]:
-    """Slurm's list of nodes, such as `a,n[1-3,07-09]x`."""
-    if not text or text.startswith(("None", "(null)", "Unknown")):
-        return ()
-    found: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        head, bracket, rest = part.partition("[")
-        if not bracket:
-            found.append(part)
-            continue
-        numbers, _, tail = rest.partition("]")
-        for one in numbers.split(","):
-            begin, _, end = one.partition("-")
-            found += [f"{head}{n:0{len(begin)}}{tail}" for n in range(int(begin), int(end or begin) + 1)]
-    return tuple(found)
+    return () if text.startswith(("None", "(null)", "Unknown")) else host_list(text)
 
 
 class SlurmContext(BatchContext):

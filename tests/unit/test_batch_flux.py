@@ -142,16 +142,6 @@ def test_commands() -> None:
     assert flux.control(["f1"], Action.RELEASE) == [["flux", "job", "urgency", "f1", "default"]]
 
 
-def test_words_of_errors() -> None:
-    """An instance that does not answer is told from a refusal."""
-    flux = Flux()
-    assert flux.down("flux-jobs: ERROR: Unable to connect to Flux: broker socket was not found")
-    assert not flux.down("flux-submit: ERROR: invalid time")
-    assert flux.unknown("flux-cancel: f1: job is inactive")
-    assert flux.partly("JobID f9 unknown")
-    assert not flux.partly("flux-jobs: ERROR: Unknown format field")
-
-
 def test_return_codes() -> None:
     """What Flux's own tests expect: running, signal 15, cancelled before it began, 42, 1, 0."""
     found = list(Flux().accounts((DATA / "returncode.txt").read_text(), 0))

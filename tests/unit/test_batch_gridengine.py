@@ -521,7 +521,7 @@ def test_few_are_looked_up_one_by_one_and_many_at_once() -> None:
     assert many == [["qacct", "-o", "ann", "-b", "202611211259.22", "-j"]]
 
 
-# --- control, limits, errors ---
+# --- control, limits ---
 
 
 @pytest.mark.parametrize(
@@ -554,45 +554,6 @@ def test_the_length_of_arrays_is_the_sites() -> None:
     assert SCHEDULER.most("max_aj_instances             2000\nmax_aj_tasks                 75000\n") == 75000
     assert SCHEDULER.most("max_aj_tasks                 0\n") is None
     assert SCHEDULER.most("max_u_jobs 0\n") is None
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        'error: commlib error: got select error (Connection refused) error: unable to send message to qmaster using port 6444 on host "h": got send error',  # noqa: E501
-        'Unable to run job: unable to send message to qmaster using port 6444 on host "h": got send error Exiting.',
-        'error: unable to contact qmaster using port 6444 on host "h"',
-    ],
-)
-def test_a_master_that_is_down_is_no_answer(words: str) -> None:
-    """So that nothing is called refused or gone."""
-    assert SCHEDULER.down(words)
-    assert not SCHEDULER.unknown(words)
-    assert not SCHEDULER.partly(words)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        'Unable to run job: unknown resource "nosuch" Exiting.',
-        'Unable to run job: Job was rejected because job requests unknown queue "nosuch.q" Exiting.',
-        "Unable to run job: job rejected: you tried to submit a job with more than 75000 tasks Exiting.",
-    ],
-)
-def test_a_refusal_is_an_answer(words: str) -> None:
-    """And says nothing of jobs that ended."""
-    assert not SCHEDULER.down(words)
-    assert not SCHEDULER.unknown(words)
-
-
-@pytest.mark.parametrize(
-    "words",
-    ['denied: job "777" does not exist', 'invalid queue or job "777"', "error: job id 10 not found"],
-)
-def test_an_ended_job_is_unknown(words: str) -> None:
-    """Only qacct and qstat, which may be asked about several, are partly right then."""
-    assert SCHEDULER.unknown(words)
-    assert SCHEDULER.partly(words) == ("not found" in words)
 
 
 # --- with the engine ---

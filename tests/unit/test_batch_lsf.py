@@ -159,20 +159,6 @@ def test_highest_number() -> None:
     assert Lsf().most("    CLEAN_PERIOD = 3600\n") == 1000
 
 
-def test_words_of_errors() -> None:
-    """Daemons that do not answer are told from a refusal, and from having nothing to list."""
-    lsf = Lsf()
-    assert lsf.down("Cannot connect to LSF. Please wait ...")
-    assert lsf.down("bjobs: Batch system concurrent query limit exceeded")
-    assert not lsf.down("Job <7> is not found")
-    assert lsf.unknown("Job <7>: Job has already finished")
-    assert lsf.unknown("Job <7>: No matching job found")
-    assert not lsf.unknown("Job <7>: User permission denied")
-    assert lsf.partly("No unfinished job found")
-    assert lsf.partly("Job <7> is not found")
-    assert not lsf.partly("Bad -o format")
-
-
 def line(**given: str) -> str:
     """A line of bjobs: a dash for each field that is not given."""
     fields = (

@@ -206,19 +206,6 @@ def test_highest_number() -> None:
     assert Torque().most("Server: a\n") is None
 
 
-def test_words_of_errors() -> None:
-    """A server that does not answer is told from one that says no."""
-    pbs = Pbs()
-    assert pbs.down("Connection refused\nqstat: cannot connect to server pbs (errno=15010)")
-    assert pbs.down("qsub: Invalid credential")
-    assert not pbs.down("qsub: Unknown queue")
-    assert pbs.unknown("qdel: Job has finished 12.server")
-    assert pbs.unknown("qdel: Unknown Job Id 12.server")
-    assert not pbs.unknown("qsig: Unauthorized Request 12.server")
-    assert pbs.partly("qstat: Unknown Job Id 12.server")
-    assert not pbs.partly("qstat: PBS is not configured to maintain job history")
-
-
 def test_finished_job() -> None:
     """The long form of an ended job: times of this machine's zone, usage, and no cause where it ended by itself."""
     (account,) = Pbs().accounts((DATA / "pbs/finished.txt").read_text(), 0)
