@@ -133,7 +133,7 @@ class Client:
         found: dict[str, Account] = {}
         for part in _parts(ids):
             for command in self.scheduler.records(part, user(), rung, since):
-                for account in self.scheduler.accounts(self._answer(command), rung):
+                for account in self.scheduler.accounts(self._answer(command), rung, frozenset(part)):
                     found[self._id(account)] = account
         return found
 

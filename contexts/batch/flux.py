@@ -17,7 +17,7 @@ from wfl.drmaa2 import Capability, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
@@ -144,9 +144,9 @@ class Flux(Scheduler):
         del user, rung
         return [["flux", "jobs", "-n", "-c", "0", "-a", "-o", _FORMAT, *ids]]
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """The same fields."""
-        del rung
+        del rung, ids
         return map(_account, _lines(output))
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:

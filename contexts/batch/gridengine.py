@@ -19,7 +19,7 @@ from wfl.drmaa2 import Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate, SubState
@@ -44,6 +44,7 @@ _ACCOUNT = re.compile(r"[!-.0-9;->A-~]+\Z")
 _MALFORMED = re.compile(r"[,$\n]")
 _JOB = re.compile(r"<job_list\b[^>]*>(.*?)</job_list>", re.DOTALL)
 _FIELD = re.compile(r"<(\w+)[^>]*>([^<]*)</\1>")
+_NUMBER = re.compile(r"^jobnumber +(\d+)", re.MULTILINE)
 _LINE = re.compile(r"^(\w+) +(\S.*?) *$", re.MULTILINE)
 _AFTER = frozenset({12, 13, 14, 15, 16})
 """Codes of `failed` for what went wrong when the command had ended."""
@@ -210,10 +211,13 @@ class GridEngine(Scheduler):
             return self.accounting(ids, user, rung)
         return [["qacct", "-o", user, "-b", f"{since.astimezone() - _EARLIER:%Y%m%d%H%M.%S}", "-j"]]
 
-    def accounts(self, output: str, rung: int) -> Iterator[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterator[Account]:
         """A job that ran several times has as many records; the last counts."""
         del rung
         for block in output.split("=" * 62)[1:]:
+            number = _NUMBER.search(block)
+            if ids and (number is None or number[1] not in ids):
+                continue
             said = dict(_LINE.findall(block))
             if "maxvmem" in said and "jobnumber" in said:  # else it was cut
                 yield _account(said)

@@ -17,7 +17,7 @@ from wfl.drmaa2 import Capability, FrozenDict, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
@@ -164,9 +164,9 @@ class Lsf(Scheduler):
         del user, rung
         return [["bjobs", "-noheader", "-o", _FORMAT, *ids]]
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """The same fields."""
-        del rung
+        del rung, ids
         return map(_account, _lines(output))
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:

@@ -22,7 +22,7 @@ from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
@@ -161,9 +161,9 @@ class Pbs(Scheduler):
         del user, rung
         return [["qstat", "-x", "-f", "-t", *ids]]
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """The long form of each."""
-        del rung
+        del rung, ids
         return [account for record in _records(output) if (account := _account(record, self.dialect)) is not None]
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -182,8 +182,8 @@ class Scheduler(ABC):
         return self.accounting(ids, user, rung)
 
     @abstractmethod
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
-        """What these say."""
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
+        """What these say; where `ids` are given, of others it need not be read."""
 
     @abstractmethod
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:

@@ -17,7 +17,7 @@ from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
@@ -53,12 +53,15 @@ _NO_SIGNAL = 32
 """From here on what an ExitCode shows as a signal is what is left of an error number of Slurm's own, such as 0:53 for a
 script whose log could not be opened."""
 _HELD = ("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
+_FEW = 3
+"""Jobs that are asked about one by one."""
 _QUIET = {"None", "NonZeroExitCode", "Priority", "Resources", ""}
 """Reasons that go without saying."""
 _LIST = "%i|%T|%V|%S|%C|%P|%N|%k|%r"
 _RECORD = (
     "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,ElapsedRaw,TotalCPU,MaxRSS,AllocCPUS,Partition,NodeList,Reason"
 )
+_NUMBER = re.compile(r"\b(?:Array)?JobId=(\d+)")
 _KEY = re.compile(r"wfl:([^|\s]+)")
 _EXPLAINED: tuple[tuple[str, SubState], ...] = (
     (r"StepId={}\.\S+ exceeded memory limit", "out_of_memory"),
@@ -137,6 +140,7 @@ class Slurm(Scheduler):
     """Of the controller, the database, or munge."""
     none_words = ("disabled",)
     """`Slurm accounting storage is disabled`."""
+    partly_words = ("invalid job id specified",)
     over_words = (
         "invalid job id", "already complet", "no longer pending", "job has finished", "not running",
         "no longer running", "job is pending execution", "job is not suspended",
@@ -193,13 +197,14 @@ class Slurm(Scheduler):
     def accounting(self, ids: Sequence[str], user: str, rung: int) -> Sequence[Command]:
         """From slurmdbd; where there is none, from the controller, which remembers for some minutes (MinJobAge)."""
         del user
-        if rung:
-            return [["scontrol", "--oneliner", "show", "job"]]
+        if rung:  # which takes one id, or tells of everybody's jobs
+            show = ["scontrol", "--oneliner", "show", "job"]
+            return [[*show, id] for id in ids] if len(ids) <= _FEW else [show]
         return [["sacct", "--noheader", "--parsable2", "--noconvert", f"--jobs={','.join(ids)}", f"--format={_RECORD}"]]
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """The job's line, with the memory that its steps have on theirs."""
-        return _from_controller(output) if rung else _from_database(output)
+        return _from_controller(output, ids) if rung else _from_database(output)
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:
         """`scancel` asks with SIGTERM, and kills after the site's KillWait.
@@ -381,8 +386,10 @@ def _from_database(output: str) -> Iterator[Account]:
             yield structs.replace(_account(base, one, state, code, reason, info), called=called)
 
 
-def _from_controller(output: str) -> Iterator[Account]:
+def _from_controller(output: str, ids: Collection[str]) -> Iterator[Account]:
     for line in output.splitlines():
+        if ids and not any(id in ids for id in _NUMBER.findall(line)):
+            continue
         said = dict(re.findall(r"(\w+)=(\S*)", line))
         if not {"JobId", "JobState", "ExitCode", "NodeList"} <= said.keys():  # a line that was cut tells no end
             continue

@@ -13,12 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from wfl.contexts.batch.gridengine import GridEngine
+from wfl.contexts.batch.quantities import time_limit
 from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, extension, job_name
-from wfl.drmaa2 import WALLCLOCK_TIME, Capability, FrozenDict, JobState, SubState, fact
+from wfl.drmaa2 import Capability, FrozenDict, JobState, SubState, fact
 from wfl.errors import InvalidArgumentError, UnsupportedOperationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from wfl.backend import Action
     from wfl.contexts.batch.scheduler import Command, Job, Seen
@@ -52,6 +53,7 @@ class Portable(Scheduler):
     extensions = frozenset({NATIVE})
     capabilities = frozenset({Capability.JT_EMAIL})
     lacks = frozenset({Capability.NATIVE_ARRAYS})
+    down_words = ()
     number = "TASK_ID"
 
     def submit(self, job: Job) -> Command:
@@ -77,20 +79,15 @@ class Portable(Scheduler):
         del ids, user, rung
         return ()
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """Nothing."""
-        del output, rung
+        del output, rung, ids
         return ()
 
     def control(self, ids: Sequence[str], action: Action) -> Sequence[Command]:
         """There is no command."""
         del ids, action
         return ()
-
-    def down(self, words: str) -> bool:
-        """There is no command that could say so."""
-        del words
-        return False
 
 
 class DrmaaGridEngine(GridEngine):
@@ -168,7 +165,7 @@ def account(waited: Waited, template: JobTemplate) -> Account:
     wallclock = _span(said, "ru_wallclock") or (over - begun if begun and over else None)
     number = _signal(waited.signal)
     cause: SubState | None = "cancelled" if waited.aborted else None
-    limit = template.resource_limits.get(WALLCLOCK_TIME) if template.resource_limits else None
+    limit = time_limit(template)
     if number and limit and wallclock and wallclock.total_seconds() >= limit:
         cause = "timeout"
     memory = {"ru_maxrss": _number(said, "ru_maxrss"), "max_vmem_kib": (_number(said, "maxvmem") or 0) / 1024}

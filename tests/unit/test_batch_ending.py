@@ -23,7 +23,7 @@ from wfl.contexts.batch.slurm import Slurm
 from wfl.errors import DrmCommunicationError, InvalidSessionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 BAD = "no answer"
 LIST = f"""
@@ -74,7 +74,7 @@ class Files(Scheduler):
         """Not used here."""
         raise NotImplementedError
 
-    def accounts(self, output: str, rung: int) -> Iterable[Account]:
+    def accounts(self, output: str, rung: int, ids: Collection[str] = ()) -> Iterable[Account]:
         """Not used here."""
         raise NotImplementedError
 

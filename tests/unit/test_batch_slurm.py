@@ -75,3 +75,16 @@ def test_reason_of_the_list(reason: str) -> None:
     (account,) = Slurm().accounts(line, 0)
     info = how_it_ended("828", None, account, cause=None, began=False, words=lambda: "", listed=seen.info.annotation)
     assert (info.sub_state, info.annotation) == ("cancelled", "CANCELLED: DependencyNeverSatisfied")
+
+
+def test_what_was_not_asked_for_is_not_read() -> None:
+    """The controller's answer may be of everybody's jobs: those that were asked for are taken out."""
+    line = "JobId={} ArrayJobId={} ArrayTaskId={} JobState=COMPLETED ExitCode=0:0 NodeList=n1 Reason=None\n"
+    output = line.format(5, 3, 1) + line.format(3, 3, 2) + line.format(33, 33, 1)
+    assert [(one.id, one.number) for one in Slurm().accounts(output, 1, {"3"})] == [("3", 1), ("3", 2)]
+    assert [list(command) for command in Slurm().accounting(["3", "4"], "me", 1)] == [
+        ["scontrol", "--oneliner", "show", "job", id] for id in ("3", "4")
+    ]
+    assert [list(command) for command in Slurm().accounting(list("34567"), "me", 1)] == [
+        ["scontrol", "--oneliner", "show", "job"]
+    ]
