@@ -9,7 +9,8 @@ oldest=$(tools/pythons.sh oldest) newest=$(tools/pythons.sh newest)
 failed=0
 rm -rf build/tests
 mkdir -p build/tests
-trap 'jobs -p | xargs -r kill' EXIT
+beside=$(mktemp -d)
+trap 'jobs -p | xargs -r kill; rm -rf "$beside"' EXIT
 suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file of this name
     make test SUITE="$1" PYTHON="$2" VENV="$3" TESTS="$4"
 }
@@ -17,10 +18,13 @@ suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
 make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
 
-# Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each.
+# Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each,
+# with temporary directories of their own, since cases count what is left there.
 clusters=()
 for sites in slurm,slurm-plain grid-engine,drmaa; do
-    suite "$sites" "$oldest" .venv-oldest "tests/conformance --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &
+    mkdir "$beside/${sites%,*}"
+    WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$beside/${sites%,*} \
+        suite "$sites" "$oldest" .venv-oldest "tests/conformance --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &
     clusters+=("$!:$sites")
 done
 suite python "$oldest" .venv-oldest "tests --ignore=tests/conformance" || failed=1

@@ -155,13 +155,18 @@ class DrmaaBackend(BatchBackend):
         self._report(infos)
 
     def _is_whole(self, held: Held, waited: Waited) -> bool:
-        """A command that was not killed leaves a record, which may be late on a shared file system."""
+        """A command that was not killed leaves a record, which may be late on a shared file system.
+
+        Of a job that has begun `aborted` says no more than that the scheduler knows nothing, as after its own death.
+        """
+        if waited.aborted:
+            return not self._began(held)
         return waited.exit_status is None or self.place.end(held.key) is not None
 
     def _whole(self, id: str, held: Held, account: Account | None = None) -> JobInfo:
         """What the library has told goes before the scheduler's own record."""
-        waited = self._waited.pop(id, None)
-        if waited is not None:
+        waited, own = self._waited.pop(id, None), self.place.end(held.key)
+        if waited is not None and not (waited.aborted and own is not None):
             account = system.account(waited, held.entry.template)
         with self._lock:
             for seen in (self._records, self._unknown):
@@ -169,7 +174,7 @@ class DrmaaBackend(BatchBackend):
             self._told_of.discard(id)
         if waited is None:
             connection.disclaim([id])
-        return self._ended(id, held, self.place.end(held.key), account)
+        return self._ended(id, held, own, account)
 
     def collect(self, ids: Sequence[str]) -> Sequence[JobInfo]:
         """Ends of which one source has told and the other was still missing."""
@@ -179,10 +184,11 @@ class DrmaaBackend(BatchBackend):
             if held is None:
                 continue
             held.since = held.since or now
-            record, waited = self.place.end(held.key) is not None, id in self._waited
-            if record or now - held.since > RECORD:
+            record, told = self.place.end(held.key) is not None, self._waited.get(id)
+            waited = told is not None and not told.aborted
+            if now - held.since > RECORD or (record and (waited or not isinstance(self.scheduler, GridEngine))):
                 found.append((id, held))
-            elif not waited and now - held.since > ROUND[0]:
+            elif not waited and (record or now - held.since > ROUND[0]):
                 rest[id] = held
         return [self._whole(id, held) for id, held in found] + self._from_records(rest)
 

@@ -365,8 +365,8 @@ def test_two_programs(site: Site, program: Start, store: Path, again: Callable[[
     started = program(source, store, "detach")
     job_id = started.line()
     job = only(again())
-    assert job.job_id == job_id
     site.until(lambda: job.state is JobState.RUNNING, "RUNNING")
+    assert job.job_id == job_id  # what the first program knows reaches the store a moment later
     (shared / "go").touch()
     assert job.wait(site.within(60)).exit_status() == 3
     assert started.line() == "3"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # tests/services/environment.sh slurm|slurm-plain|sge: the variables that a client of the scheduler that start-NAME.sh
 # starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone. For a second one on this machine:
-# another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher.
+# another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher. WFL_SERVICES=DIRECTORY says
+# where services are, for tests that have another TMPDIR than these.
 set -euo pipefail
 
-place=${TMPDIR:-/tmp}
+place=${WFL_SERVICES:-${TMPDIR:-/tmp}}
 base=${place%/}/wfl-services/${1:-}
 case "${1:-}" in
     slurm | slurm-plain) echo "SLURM_CONF=$base/slurm.conf" ;;

@@ -578,6 +578,22 @@ def test_late_record(fake: FakeLibrary, flow: Workflow, tmp_path: Path) -> None:
     assert task.info().exit_status == 7
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_aborted_is_no_word_about_what_has_run(fake: FakeLibrary, flow: Workflow, tmp_path: Path, late: bool) -> None:  # noqa: FBT001
+    """A scheduler that was killed meanwhile knows nothing of a job that has ended; the job's own record does."""
+    task = flow.run("true").tasks[0]
+    write_end(tmp_path, task.id, 3)
+    (end,) = (tmp_path / "jobs" / "wfl").glob("*/end/*")
+    if late:
+        end.rename(tmp_path / "away")
+    fake.end(task.id, aborted=True)
+    until(lambda: task.id not in fake.jobs, "the library has told")
+    if late:
+        (tmp_path / "away").rename(end)
+    task.wait_terminated(PATIENCE)
+    assert (task.info().exit_status, task.info().sub_state) == (3, "exited")
+
+
 def test_missing_record(fake: FakeLibrary, flow: Workflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that never comes is waited for a bounded time; then the library's word is all there is."""
     monkeypatch.setattr(backend, "RECORD", 0.2)
