@@ -704,15 +704,18 @@ class BatchBackend(Backend):
             failures |= dict.fromkeys(grouped[one], error)
         failures = self._undone(failures, action)
         self._expect(soon=True)
-        done = [id for id in ids if id not in failures]
+        self._was_told([id for id in ids if id not in failures], action)
+        return failures
+
+    def _was_told(self, ids: Sequence[str], action: Action) -> None:
+        """The scheduler has taken this word for these."""
         if action in ENDING:
-            for id in done:
+            for id in ids:
                 self._held[id].ending = True
         elif action in _SIGNALS:
-            for id in done:
+            for id in ids:
                 self._held[id].rests = time.monotonic() + self.scheduler.rest
-        self._tell(done, action)
-        return failures
+        self._tell(ids, action)
 
     def _let_rest(self, ids: Iterable[str]) -> None:
         """Until the word before has reached these jobs, where a scheduler loses one that comes too soon after it."""

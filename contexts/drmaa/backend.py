@@ -356,14 +356,11 @@ class DrmaaBackend(BatchBackend):
         grouped = self._grouped([id for id in ids if id not in failures])
         if action in ENDING:
             self._call_off(grouped)
+        self._let_rest(ids)
         for one, some in grouped.items():
             failures.update(self._controlled(one, some, action))
         self._expect()
-        done = [id for id in ids if id not in failures]
-        if action in ENDING:
-            for id in done:
-                self._held[id].ending = True
-        self._tell(done, action)
+        self._was_told([id for id in ids if id not in failures], action)
         return failures
 
     def _controlled(self, one: str, members: Sequence[str], action: Action) -> dict[str, WflError]:

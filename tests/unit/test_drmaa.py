@@ -20,6 +20,7 @@ import pytest
 from wfl import JobTemplate, Workflow
 from wfl.backend import INDEX, Submission
 from wfl.contexts.batch.client import Client
+from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.place import Entry, Wave
 from wfl.contexts.batch.scheduler import Job
 from wfl.contexts.drmaa import DrmaaContext, backend, library, system
@@ -565,6 +566,25 @@ def test_record_and_library(fake: FakeLibrary, flow: Workflow, tmp_path: Path) -
     assert (info.state, info.exit_status, info.allocated_machines) == (JobState.DONE, 0, ("far",))
     assert info.cpu_time == timedelta(seconds=0.25)
     assert task.output() == "hello"
+
+
+def test_words_do_not_follow_at_once(
+    fake: FakeLibrary, flow: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grid Engine loses a signal that comes right after another: the second is told a while later."""
+    told: list[float] = []
+    monkeypatch.setattr(GridEngine, "rest", 0.5)
+    monkeypatch.setattr(fake, "control", lambda *_: told.append(time.monotonic()))
+    task = flow.run("true").tasks[0]
+    write_end(tmp_path, task.id, 0)
+    (end,) = (tmp_path / "jobs" / "wfl").glob("*/end/*")
+    end.rename(tmp_path / "away")  # it has begun, no more
+    task.suspend()
+    task.resume()
+    assert told[1] - told[0] >= 0.5
+    (tmp_path / "away").rename(end)
+    fake.end(task.id, status=0)
+    task.wait_terminated(PATIENCE)
 
 
 def test_late_record(fake: FakeLibrary, flow: Workflow, tmp_path: Path) -> None:
