@@ -49,6 +49,8 @@ LONGEST_SLEEP = 3600.0
 STAGERS = 8
 """How many copies of files (staging) may run at once."""
 
+SETTLED = 10
+"""Looks after which a process that has arguments is taken to have no environment."""
 MARK = b"WFL_KEY"
 """Every task has its key in this environment variable: how a process is known as a task's when all else is lost."""
 
@@ -1053,7 +1055,7 @@ def mark_of(pid: int, looks: int = 1) -> str | None:
     """The task that a process belongs to, as its environment tells.
 
     In the middle of execve(2) a process has neither environment nor arguments: it is worth another look then (but
-    kernel threads never have them).
+    kernel threads never have them). Arguments alone prove nothing, as they may have come between the two reads.
     """
     entries: list[bytes] = []
     try:
@@ -1062,7 +1064,7 @@ def mark_of(pid: int, looks: int = 1) -> str | None:
                 time.sleep(0.001)
             with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as cmdline:
                 entries, arguments = environ.read().split(b"\0"), cmdline.read()
-            if entries != [b""] or (arguments and look > 1):
+            if entries != [b""] or (arguments and look >= SETTLED):
                 break
     except OSError:
         return None

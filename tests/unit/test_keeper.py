@@ -643,9 +643,11 @@ def test_a_process_is_known_as_its_task_s_also_while_it_becomes_another_program(
     """In the middle of execve(2) it has no environment to look into: it is looked at again."""
     again = 'exec sh -c "$0" "$0"'
     with subprocess.Popen(["sh", "-c", again, again], env={**os.environ, "WFL_KEY": "its task"}) as restless:
-        wait_until("it has begun", lambda: keeper.mark_of(restless.pid) == "its task")
-        assert {keeper.mark_of(restless.pid, looks=100) for _ in range(2000)} == {"its task"}
-        restless.kill()
+        try:
+            wait_until("it has begun", lambda: keeper.mark_of(restless.pid) == "its task")
+            assert {keeper.mark_of(restless.pid, looks=100) for _ in range(2000)} == {"its task"}
+        finally:
+            restless.kill()
     assert keeper.mark_of(restless.pid, looks=2) is None
 
 
