@@ -45,9 +45,8 @@ def recall(session: JobSession, found: Sequence[Known]) -> None:
             if known.key not in here:
                 record = Record(session, known.key, known.template, job_id=known.job_id, index=known.index)
                 record.id, record.info = known.id or known.key, known.info
-                record.phase, record.own, record.state = ACCEPTED, False, JobState.UNDETERMINED
-                if known.id is None:  # whether it was ever submitted, the system will say
-                    record.phase = SUBMITTING
+                record.own, record.state = False, JobState.UNDETERMINED
+                record.phase = SUBMITTING if known.id is None else ACCEPTED  # the system will say whether it ever was
                 new[record] = None
         session._records.update((record.id, record) for record in new)
         session._unended += len(new)

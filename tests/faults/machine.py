@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
+
+_T = TypeVar("_T")
 
 PATIENCE = 60.0
 """Seconds that anything may take on a machine that is busy with other things."""
@@ -212,3 +215,10 @@ class Program:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+
+
+@contextmanager
+def when_asked(start: Callable[[str], AbstractContextManager[_T]]) -> Iterator[Callable[[str], _T]]:
+    """Systems by their names, each of which is started when it is first asked for; all end together."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(start(name)))

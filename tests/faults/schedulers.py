@@ -35,6 +35,11 @@ _ASKED = {
     "sge_qmaster": ("qconf", "-sh"),
 }
 """A question that only this daemon answers."""
+BEREFT = """
+"$real" "$@" >"$here/lost"
+kill -KILL $PPID
+"""
+"""A command that submits, whose program is killed before it has read the answer."""
 
 
 class Own:

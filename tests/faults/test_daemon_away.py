@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.containers import NAMES, Daemon, Own, reached
-from tests.faults.machine import PATIENCE, wait_until
+from tests.faults.machine import PATIENCE, wait_until, when_asked
 from tests.faults.proxy import ANY, CREATE, EVENTS, INSPECT, LOGS, START, Proxy
 from wfl import Context, DrmCommunicationError, JobState, Workflow, shell
 
@@ -38,14 +37,7 @@ BOUNDED = 45.0
 @pytest.fixture(scope="module")
 def owned() -> Iterator[Callable[[str], Own]]:
     """Daemons of our own, which are started when they are first asked for."""
-    with contextlib.ExitStack() as stack:
-        made: dict[str, Own] = {}
-
-        def own(name: str) -> Own:
-            if name not in made:
-                made[name] = stack.enter_context(Own(name))
-            return made[name]
-
+    with when_asked(Own) as own:
         yield own
 
 

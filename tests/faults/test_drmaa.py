@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.clusters import reached
 from tests.faults.machine import PATIENCE
 
-SERVICES = Path(__file__).parents[1] / "services"
 PLAIN_LIBRARY = Path("/usr/lib/gridengine-drmaa/lib/libdrmaa.so.1.0")
 """Debian's own, which needs more room for its threads' variables than a running interpreter has."""
 BEGIN = """
@@ -37,13 +37,7 @@ def say(**what):
 @pytest.fixture(scope="module")
 def site() -> dict[str, str]:
     """The variables of a Grid Engine that answers."""
-    told = subprocess.run([SERVICES / "environment.sh", "sge"], capture_output=True, text=True, check=True).stdout
-    found = {**os.environ, **dict(line.split("=", 1) for line in told.splitlines())}
-    try:
-        subprocess.run(["qstat"], env=found, capture_output=True, check=True, timeout=PATIENCE)
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("no Grid Engine answers (make services)")
-    return found
+    return {**os.environ, **reached("sge")}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.clusters import jobs_of, left_in, reached
 from tests.faults.machine import PATIENCE, Program, wait_until
-from tests.faults.schedulers import wrapped
+from tests.faults.schedulers import BEREFT, wrapped
 from wfl import DeniedByDrmsError, Job, JobInfo, JobState, TaskArray, Workflow, shell
 from wfl.contexts.batch.gridengine import GridEngineContext
 from wfl.drmaa2 import WALLCLOCK_TIME
@@ -33,11 +33,6 @@ fi
 exec "$real" "$@"
 """
 """qsub, which submits, and whose first answer gets lost on the way."""
-BEREFT = """
-"$real" "$@" >"$here/lost"
-kill -KILL $PPID
-"""
-"""qsub, whose program is killed before it has read the answer."""
 BEGIN = """
 import sys
 from wfl import Workflow, shell

@@ -5,7 +5,6 @@ Each test is a program of its own with jobs on a scheduler of our own, as an out
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.machine import Program, slowness, wait_until
+from tests.faults.machine import Program, slowness, wait_until, when_asked
 from tests.faults.schedulers import Own, ordinary, wrapped
 
 if TYPE_CHECKING:
@@ -54,14 +53,7 @@ def end(task):
 @pytest.fixture(scope="module")
 def owned() -> Iterator[Callable[[str], Own]]:
     """Schedulers of our own, which are started when they are first asked for."""
-    with contextlib.ExitStack() as stack:
-        made: dict[str, Own] = {}
-
-        def own(name: str) -> Own:
-            if name not in made:
-                made[name] = stack.enter_context(Own(name))
-            return made[name]
-
+    with when_asked(Own) as own:
         yield own
 
 

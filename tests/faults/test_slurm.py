@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults import test_batch_death as death
 from tests.faults.machine import PATIENCE, wait_until
-from tests.faults.schedulers import Own
+from tests.faults.schedulers import BEREFT, Own
 from wfl import DeniedByDrmsError, InvalidArgumentError, Job, JobInfo, JobState, Workflow, shell
 from wfl.contexts.batch.slurm import SlurmContext
 
@@ -32,11 +32,6 @@ fi
 exec "$real" "$@"
 """
 """sbatch, which submits, and whose first answer gets lost on the way."""
-BEREFT = """
-"$real" "$@" >"$here/lost"
-kill -KILL $PPID
-"""
-"""sbatch, whose program is killed before it has read the answer."""
 
 
 @pytest.fixture

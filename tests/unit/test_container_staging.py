@@ -1,5 +1,6 @@
 """Staging: what goes into a container and comes out of one is the same, whole, and nowhere else."""
 
+import errno
 import io
 import os
 import socket
@@ -494,6 +495,15 @@ PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
 
 
+def is_loop(path: Path) -> bool:
+    """Whether a link leads to itself."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 @given(st.lists(st.tuples(PATHS.map("d/".__add__), KINDS, PATHS), max_size=6), st.integers(1, 2))
 def test_no_archive_reaches_outside(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, bytes, str]], times: int
@@ -510,6 +520,8 @@ def test_no_archive_reaches_outside(
     for path in place.rglob("*"):
         if path.is_symlink():
             assert path.is_relative_to(place / "out")
+            if is_loop(path):  # it leads nowhere, and `realpath` says what it likes
+                continue
             assert Path(os.path.realpath(path)).is_relative_to(place / "out")
 
 
