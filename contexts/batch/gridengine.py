@@ -96,8 +96,8 @@ class GridEngine(Scheduler):
     )  # fmt: skip
     busy_words = ("jobs are allowed per", "try again later")
     """By max_u_jobs, or max_jobs, of sge_conf(5)."""
-    none_words = ("no such file", "no jobs running since startup")
-    """There is no file of records."""
+    none_words = ()
+    """There is no file before the first end, nor for a while where it was put away: that alone says nothing."""
     over_words = (
         "does not exist", "do not exist", "not found", "invalid queue or job", "already in deletion",
         "can not be applied",

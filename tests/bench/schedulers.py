@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
+from datetime import datetime
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,6 +153,7 @@ class Slurm(Scheduler):
 
     question = ("sinfo", "--noheader")
     wait = "sbatch --wait"
+    notes = True
 
     @property
     def settings(self) -> Path:
@@ -180,6 +182,12 @@ class Slurm(Scheduler):
             ends += self.tell(["env", "SLURM_TIME_FORMAT=%s", *listed])
         last = max(map(float, ends.split()), default=None)
         return None if last is None else max(1.0, last + 0.5 - run.begin)
+
+    def noted(self, id: str) -> float | None:
+        """When slurmctld wrote into its log that the job has ended; slurmdbd learns of it afterwards."""
+        told = (self.settings.parent / "log" / "slurmctld.log").read_text(errors="replace")
+        ends = re.findall(rf"^\[(\S+)\] _job_complete: JobId={id} done$", told, re.MULTILINE)
+        return datetime.fromisoformat(ends[-1]).timestamp() if ends else None
 
     def requests(self) -> Counter[str]:
         """`sdiag`, without what the nodes send."""

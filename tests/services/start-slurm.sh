@@ -29,7 +29,6 @@ StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root
 StorageLoc=slurm_acct_db
-CommitDelay=1
 END
     surroundings+=(MYSQL_UNIX_PORT="$base/run/mysql.sock")
     begin "$1" slurmdbd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,6 +146,19 @@ def test_refusal_of_the_moment(backend: BatchBackend, replay: Replay, monkeypatc
     run(backend, replay, "13", 2)
     (info,) = backend.ask(["13"]).infos
     assert (info.sub_state, info.annotation) == ("cancelled", "it was deleted before it began")
+
+
+def test_no_file_of_records_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grid Engine makes its file of records with the first end: who asks before that asks again later."""
+    said = "/sge/default/common/accounting: No such file or directory\nno jobs running since startup"
+    answers = iter([refuse(said), refuse(said), lambda: "x"])
+    monkeypatch.setattr(Commands, "run", lambda *_, **__: next(answers)())
+    asking = client.Client(GridEngine(), environment={}, timeout=1)
+    for _ in range(2):
+        with pytest.raises(DeniedByDrmsError):
+            asking.accounts(["12"], datetime.now(UTC))
+        assert asking.keeps_records
+    assert asking.accounts(["12"], datetime.now(UTC)) == ({}, True)
 
 
 def test_list_counts_without_records(backend: BatchBackend, replay: Replay) -> None:
