@@ -609,6 +609,7 @@ class JobSession:
     def _collect_later(self, record: Record, info: JobInfo) -> bool:
         """Seen ended, exit status to come (with the lock held): asked for in bulk, within the documented time."""
         if record.final is None:
+            self.changes += 1
             record.final = info
             self._uncollected[record] = self.clock.now() + self.backend.limits.collect
             if self._collects_at > self.clock.now() + COLLECT[0]:

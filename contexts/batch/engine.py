@@ -66,7 +66,7 @@ CAPABILITIES = frozenset(
     }
 )  # fmt: skip
 PER_JOB = 0.03
-"""Seconds between two questions for each job that has not ended: with 1,000 jobs one every 30 s."""
+"""Seconds between two questions for each job whose end was not told: with 1,000 jobs one every 30 s."""
 TOGETHER = 400
 """Ends whose records are asked for at once, though there are more to come."""
 ASK = (1.0, 30.0)
@@ -525,9 +525,9 @@ class BatchBackend(Backend):
         todo = {id: self._held[id] for id in ids if id in self._held}
         for held in todo.values():
             held.since = held.since or now
-        waiting = sum(map(len, self._living.values())) - len(todo)
+        living = sum(map(len, self._living.values()))  # these with them
         oldest = min((held.since for held in todo.values()), default=now)
-        enough = not waiting or len(todo) >= TOGETHER or now - oldest >= min(PER_JOB * waiting, ASK[1])
+        enough = living <= len(todo) or len(todo) >= TOGETHER or now - oldest >= min(PER_JOB * living, ASK[1])
         if not enough or now < self._accounted:
             return []
         try:

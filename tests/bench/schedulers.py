@@ -12,8 +12,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
-from datetime import datetime
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -222,7 +222,7 @@ class GridEngine(Scheduler):
 
     @staticmethod
     def _submit(name: str, *more: str) -> Command:
-        return ["qsub", "-terse", "-cwd", "-N", name, *more, "-b", "y", "-shell", "n", TRUE]
+        return ["qsub", "-terse", "-cwd", "-N", name, *more, "-S", "/bin/sh", "-b", "y", TRUE]
 
     def cancel_command(self, name: str) -> Command:
         """`qdel`."""

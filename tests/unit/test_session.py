@@ -784,6 +784,20 @@ def test_the_interval_grows_while_nothing_changes(open_session: Open) -> None:
     assert times[seen + 1] - times[seen] <= 2 * (1 + asker.JITTER)
 
 
+def test_an_end_is_a_change_before_its_exit_status_is_known(open_session: Open) -> None:
+    """Where one ends others do: the interval is short again, though it is not told yet how it ended."""
+    system = asked(auto=False, two_steps=True, limits=Limits(ask_min=2, ask_max=20))
+    session, times = open_session(system), list[float]()
+    watch(session, "ask", lambda _: times.append(system.now))
+    put(session, "collect", lambda _: lambda _: ())
+    first, _ = run_many(session, 2)
+    system.advance(200)
+    system.finish(first)
+    seen = len(times)
+    system.advance(30)
+    assert times[seen + 1] - times[seen] <= 2 * (1 + asker.JITTER)
+
+
 async def await_task(task: Task) -> None:
     """Wait in an event loop."""
     await task
