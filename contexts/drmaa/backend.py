@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("wfl")
 LOOK = (0.05, 1.0)
 """Seconds between two looks at what the jobs have written: the shortest, and the longest while there is no news."""
-SHARE = 0.05
+SHARE = 0.02
 """The part of a processor's time that looking may take, where there are many jobs."""
 ROUND = (1.0, 30.0)
 """Seconds between two rounds of questions to the library: the shortest, and the longest while there is no news."""
