@@ -151,7 +151,7 @@ def test_refusal_of_the_moment(backend: BatchBackend, replay: Replay, monkeypatc
 def test_no_file_of_records_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grid Engine makes its file of records with the first end: who asks before that asks again later."""
     said = "/sge/default/common/accounting: No such file or directory\nno jobs running since startup"
-    answers = iter([refuse(said), refuse(said), lambda: "x"])
+    answers: Iterator[Callable[[], str]] = iter([refuse(said), refuse(said), lambda: "x"])
     monkeypatch.setattr(Commands, "run", lambda *_, **__: next(answers)())
     asking = client.Client(GridEngine(), environment={}, timeout=1)
     for _ in range(2):
