@@ -198,7 +198,7 @@ class Slurm(Scheduler):
         """From slurmdbd; where there is none, from the controller, which remembers for some minutes (MinJobAge)."""
         del user
         if rung:  # which takes one id, or tells of everybody's jobs
-            show = ["scontrol", "--oneliner", "show", "job"]
+            show = ["scontrol", "--local", "--oneliner", "show", "job"]  # else it asks about a federation, too
             return [[*show, id] for id in ids] if len(ids) <= _FEW else [show]
         return [["sacct", "--noheader", "--parsable2", "--noconvert", f"--jobs={','.join(ids)}", f"--format={_RECORD}"]]
 

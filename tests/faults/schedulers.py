@@ -138,6 +138,11 @@ class Own:
         self.run("scancel", id)
         wait_until("the jobs are written down", lambda: state.exists() and state.stat().st_mtime > now)
 
+    def recover(self) -> None:
+        """What an administrator has to do: Slurm takes a node out of service on which an id is there twice."""
+        if self.name == "slurm" and "drain" in (told := self.run("sinfo", "--noheader", "--Node", "--format=%N %T")):
+            self.run("scontrol", "update", f"NodeName={told.split()[0]}", "State=RESUME")
+
     def queue(self) -> list[str]:
         """The ids of all jobs that have not ended."""
         if self.name == "slurm":
@@ -158,6 +163,7 @@ class Own:
         if self.queue():
             self.run(*(("qdel", "-f", "-u", "*") if self.name == "sge" else ("scancel", "--partition=debug")), ok=False)
         self.is_empty()
+        self.recover()
 
     def close(self) -> None:
         """Stop it; nothing is left."""

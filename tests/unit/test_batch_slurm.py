@@ -83,8 +83,8 @@ def test_what_was_not_asked_for_is_not_read() -> None:
     output = line.format(5, 3, 1) + line.format(3, 3, 2) + line.format(33, 33, 1)
     assert [(one.id, one.number) for one in Slurm().accounts(output, 1, {"3"})] == [("3", 1), ("3", 2)]
     assert [list(command) for command in Slurm().accounting(["3", "4"], "me", 1)] == [
-        ["scontrol", "--oneliner", "show", "job", id] for id in ("3", "4")
+        ["scontrol", "--local", "--oneliner", "show", "job", id] for id in ("3", "4")
     ]
     assert [list(command) for command in Slurm().accounting(list("34567"), "me", 1)] == [
-        ["scontrol", "--oneliner", "show", "job"]
+        ["scontrol", "--local", "--oneliner", "show", "job"]
     ]
