@@ -222,6 +222,7 @@ class GridEngine(Scheduler):
 
     @staticmethod
     def _submit(name: str, *more: str) -> Command:
+        """By the shell that wfl's jobs have: the queue's own may read a person's files for a second."""
         return ["qsub", "-terse", "-cwd", "-N", name, *more, "-S", "/bin/sh", "-b", "y", TRUE]
 
     def cancel_command(self, name: str) -> Command:

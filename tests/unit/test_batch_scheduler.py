@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         (GridEngine(), 'denied: job "777" does not exist', "unknown"),
         (GridEngine(), 'invalid queue or job "777"', "unknown"),
         (GridEngine(), "error: job id 10 not found", "unknown partly"),
+        (GridEngine(), "/sge/accounting: No such file or directory", ""),
         (Lsf(), "Cannot connect to LSF. Please wait ...", "down"),
         (Lsf(), "bjobs: Batch system concurrent query limit exceeded", "down"),
         (Lsf(), "Job <7>: Job has already finished", "unknown"),
