@@ -23,7 +23,7 @@ JITTER = 0.1
 
 
 class Asker:
-    """Asks soon after something was submitted or somebody began to wait, then ever more rarely.
+    """Asks soon after a submission, when somebody begins to wait or an end is expected; otherwise ever more rarely.
 
     Between two questions lie at least `limits.ask_min` seconds and at most `limits.ask_max`. No answer means asking
     again later; it says nothing about any job. It needs no thread: the session's clock rings, and a worker asks.
@@ -103,6 +103,9 @@ class Asker:
         self._down = False
         if session.changes == before:
             self._slow_down()
+            soon = session.until_an_end()
+            if soon < self._interval:
+                self._clock.after(soon, self.hurry)
         else:
             self._interval = self._limits.ask_min
 

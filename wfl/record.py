@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from math import inf
 from queue import Empty
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,9 @@ class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "attempt", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "job_id", "key",
-        "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template", "unseen", "waiters",
-        "why",
+        "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "job_id",
+        "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template", "unseen",
+        "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Record:
         self.passed = -1  # gates; below 0: not in line
         self.slots = template.min_slots or 1
         self.submitted = time.time()
+        self.began = inf  # by the session's clock
         self.unseen = False
         self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None

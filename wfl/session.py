@@ -116,6 +116,7 @@ class JobSession:
         self._callbacks = Pool("wfl-callback", CALLBACK_THREADS)
         self._kept: Persistence | None = None
         self._asker: Asker | None = None
+        self._ages: dict[tuple[str | None, str | None], float] = {}  # at which jobs of a kind ended last
         self.changes = 0
         self.callback_errors: list[tuple[Task, Exception]] = []
         requests = self.backend.limits.requests
@@ -542,6 +543,7 @@ class JobSession:
         if state.ended:
             self._finish(record)
         elif state.started and not was.started:
+            record.began = self.clock.now() - _age(record)
             self._wake_started(record)
             self._limit_time(record)
         return True
@@ -549,6 +551,9 @@ class JobSession:
     def _finish(self, record: Record) -> None:
         """The one way to end (with the lock held)."""
         record.phase = ENDED
+        if record.began < inf:
+            took = record.info.wallclock_time if record.info else None
+            self._ages[_kind(record)] = took.total_seconds() if took else self.clock.now() - record.began
         if record.final is not None:
             record.final = None
             self._uncollected.pop(record, None)
@@ -684,6 +689,17 @@ class JobSession:
         """What the system has and was not seen ended."""
         with self._lock:
             return [r for r in self._records.values() if r.phase == ACCEPTED and r.final is None]
+
+    def until_an_end(self) -> float:
+        """Seconds until a running job is as old as the last of its kind became, or its time is up; inf: no such job."""
+        now, soonest = self.clock.now(), inf
+        for record in self.accepted():
+            if record.state is JobState.RUNNING:
+                limits = record.template.resource_limits
+                for age in (self._ages.get(_kind(record)), limits.get(WALLCLOCK_TIME) if limits else None):
+                    if age is not None and now < record.began + age < now + soonest:
+                        soonest = record.began + age - now
+        return soonest
 
     # -- waiting --
 
@@ -1252,10 +1268,20 @@ def _void(_: object) -> None:
     """For lambdas that must not return anything."""
 
 
+def _kind(record: Record) -> tuple[str | None, str | None]:
+    """Jobs of one kind are expected to run for as long."""
+    return record.source.job_name, record.source.remote_command
+
+
 def _passed(record: Record) -> float:
-    """Seconds that a job which an earlier program started has run (at most since then: hosts' clocks differ)."""
+    """Seconds that a job which an earlier program started has run when this one finds it."""
+    return 0.0 if record.own else _age(record)
+
+
+def _age(record: Record) -> float:
+    """Seconds since it began, by the system's clock (at most since it was submitted: hosts' clocks differ)."""
     began = record.info.dispatch_time if record.info else None
-    if record.own or began is None:
+    if began is None:
         return 0.0
     return max(0.0, min(-_until(began), -_until(datetime.fromtimestamp(record.submitted, UTC))))
 

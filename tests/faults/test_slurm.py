@@ -113,17 +113,17 @@ def test_limit_of_time(cluster: death.Cluster, flow: Workflow, tmp_path: Path) -
     minute = "--time=1"
     stays = shell(f"trap 'echo told >>{told}' USR1; while :; do sleep 0.2; done", job_name=cluster.name)
     leaves = shell("trap 'echo saved; exit 5' USR1; while :; do sleep 0.2; done", job_name=cluster.name)
-    warned = {"native": minute, "signal": "USR1@30"}
+    warned = {"native": minute, "signal": "USR1@5"}
     plain = flow.run("sleep", "600", job_name=cluster.name, extensions={"native": minute})
     asked = flow.run(stays.replace(extensions=warned))
-    clever = flow.run(leaves.replace(extensions={"native": minute, "signal": "B:SIGUSR1@30"}))
+    clever = flow.run(leaves.replace(extensions={"native": minute, "signal": "B:SIGUSR1@5"}))
     simple = flow.run("sleep", "600", job_name=cluster.name, extensions=warned)
     polite = flow.run(
         sys.executable,
         "-c",
         "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('interrupted')",
         job_name=cluster.name,
-        extensions={"native": minute, "signal": "INT@30"},
+        extensions={"native": minute, "signal": "INT@5"},
     )
     for job in (plain, asked):
         info = ended(job, MINUTES)

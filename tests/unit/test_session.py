@@ -784,6 +784,32 @@ def test_the_interval_grows_while_nothing_changes(open_session: Open) -> None:
     assert times[seen + 1] - times[seen] <= 2 * (1 + asker.JITTER)
 
 
+def test_an_expected_end_is_asked_for_in_time(open_session: Open) -> None:
+    """At the age at which the last job of its kind ended, and when its time is up, the next question is not far."""
+    system = asked(auto=False, limits=Limits(ask_min=2, ask_max=3600))
+    system.capabilities |= {Capability.WALLCLOCK_LIMIT}
+    session, times = open_session(system), list[float]()
+    watch(session, "ask", lambda _: times.append(system.now))
+
+    def asked_at(when: float) -> bool:
+        return any(when <= time <= when + 2.5 for time in times)
+
+    first = run(session)
+    system.advance(1000)
+    system.finish(first)
+    in_thread(first.wait_terminated)
+    until(lambda: bool(first._record.waiters))  # noqa: SLF001 - seen nowhere else
+    system.advance(5)
+    assert state(first) is JobState.DONE
+    began = system.now
+    run(session)
+    run(session, job_name="other", resource_limits={"WALLCLOCK_TIME": 4000})
+    system.advance(5000)
+    assert asked_at(began + 1000)
+    assert asked_at(began + 4000)
+    assert len(times) < 60
+
+
 def test_an_end_is_a_change_before_its_exit_status_is_known(open_session: Open) -> None:
     """Where one ends others do: the interval is short again, though it is not told yet how it ended."""
     system = asked(auto=False, two_steps=True, limits=Limits(ask_min=2, ask_max=20))
