@@ -103,7 +103,7 @@ class Asker:
         self._down = False
         if session.changes == before:
             self._slow_down()
-            soon = session.until_an_end()
+            soon = session.until_an_end(records)
             if soon < self._interval:
                 self._clock.after(soon, self.hurry)
         else:

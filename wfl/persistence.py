@@ -233,7 +233,7 @@ class Persistence:
             self._session._end_by(record, record.template.deadline_time)
         if record.phase == ACCEPTED and row.info is not None and row.info.state.started:
             with self._session._lock:
-                self._session._limit_time(record)
+                self._session._count_time(record)
 
     def _restore(self, row: Row) -> Record:
         record = Record(

@@ -62,7 +62,7 @@ class Record:
         self.passed = -1  # gates; below 0: not in line
         self.slots = template.min_slots or 1
         self.submitted = time.time()
-        self.began = inf  # by the session's clock
+        self.began = inf  # by the session's clock, where the system is asked
         self.unseen = False
         self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None

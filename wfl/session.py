@@ -543,9 +543,8 @@ class JobSession:
         if state.ended:
             self._finish(record)
         elif state.started and not was.started:
-            record.began = self.clock.now() - _age(record)
             self._wake_started(record)
-            self._limit_time(record)
+            self._count_time(record)
         return True
 
     def _finish(self, record: Record) -> None:
@@ -690,10 +689,10 @@ class JobSession:
         with self._lock:
             return [r for r in self._records.values() if r.phase == ACCEPTED and r.final is None]
 
-    def until_an_end(self) -> float:
-        """Seconds until a running job is as old as the last of its kind became, or its time is up; inf: no such job."""
+    def until_an_end(self, records: Sequence[Record]) -> float:
+        """Seconds until one of these that runs is as old as the last of its kind became, or its time is up; or inf."""
         now, soonest = self.clock.now(), inf
-        for record in self.accepted():
+        for record in records:
             if record.state is JobState.RUNNING:
                 limits = record.template.resource_limits
                 for age in (self._ages.get(_kind(record)), limits.get(WALLCLOCK_TIME) if limits else None):
@@ -987,8 +986,10 @@ class JobSession:
                 log.warning("%s: killing %d tasks failed, trying again: %s", self.backend.name, len(left), error)
                 self.kill_later([Task(record) for record in left], KILL_GRACE)
 
-    def _limit_time(self, record: Record) -> None:
-        """Enforce WALLCLOCK_TIME where the system does not (with the lock held)."""
+    def _count_time(self, record: Record) -> None:
+        """It has begun (with the lock held): expect its end, and enforce WALLCLOCK_TIME where the system does not."""
+        if self._asker is not None:
+            record.began = self.clock.now() - _age(record)
         limits = record.template.resource_limits
         limit = limits.get(WALLCLOCK_TIME) if limits else None
         if limit is not None and not self._has(Capability.WALLCLOCK_LIMIT):

@@ -810,6 +810,21 @@ def test_an_expected_end_is_asked_for_in_time(open_session: Open) -> None:
     assert len(times) < 60
 
 
+def test_an_expected_end_of_an_earlier_program_s_job(open_session: Open, tmp_path: Path) -> None:
+    """What a program finds running it expects to end, too."""
+    system = asked(auto=False, limits=Limits(ask_min=2, ask_max=3600))
+    system.capabilities |= {Capability.WALLCLOCK_LIMIT}
+    with JobSessionOf(system, tmp_path) as session:
+        task = run(session, resource_limits={"WALLCLOCK_TIME": 4000})
+        system.advance(5)
+        assert state(task) is JobState.RUNNING
+    times, begin = list[float](), system.now
+    watch(open_session(system, store=tmp_path / "jobs", detach=True), "ask", lambda _: times.append(system.now))
+    system.advance(4500)
+    assert any(begin + 3990 <= time <= begin + 4003 for time in times)
+    assert len(times) < 60
+
+
 def test_an_end_is_a_change_before_its_exit_status_is_known(open_session: Open) -> None:
     """Where one ends others do: the interval is short again, though it is not told yet how it ended."""
     system = asked(auto=False, two_steps=True, limits=Limits(ask_min=2, ask_max=20))
