@@ -21,7 +21,7 @@ make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
 # Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each,
 # with temporary directories of their own, since cases count what is left there.
 clusters=()
-for sites in slurm,slurm-plain grid-engine,drmaa; do
+for sites in slurm,slurm-plain grid-engine,drmaa kubernetes; do
     mkdir "$beside/${sites%,*}"
     WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$beside/${sites%,*} \
         suite "$sites" "$oldest" .venv-oldest "tests/conformance --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &

@@ -30,6 +30,7 @@ BUILT_IN = {
     "fake": "wfl.testing:FakeContext",
     "flux": "wfl.contexts.batch.flux:FluxContext",
     "gridengine": "wfl.contexts.batch.gridengine:GridEngineContext",
+    "kubernetes": "wfl.contexts.kubernetes:KubernetesContext",
     "lsf": "wfl.contexts.batch.lsf:LsfContext",
     "pbs": "wfl.contexts.batch.pbs:PbsContext",
     "podman": "wfl.contexts.podman:PodmanContext",

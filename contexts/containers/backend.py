@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
-from wfl.contexts.containers import facts, staging, template
+from wfl.contexts import staging
+from wfl.contexts.containers import facts, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.ending import watch

@@ -18,7 +18,7 @@ import urllib3
 from docker.utils import parse_repository_tag
 from requests.structures import CaseInsensitiveDict
 
-from wfl.contexts.containers import connection, staging
+from wfl.contexts.containers import connection
 from wfl.contexts.containers.settings import configuration, host_of, registry_of
 from wfl.errors import (
     DeniedByDrmsError,
@@ -48,6 +48,9 @@ _STAT = "X-Docker-Container-Path-Stat"
 _LINK = 1 << 27
 """Of a file's mode as Go has it."""
 _UNANSWERED = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+_KEEP_DIRECTORIES = {"noOverwriteDirNonDir": "true"}
+"""Of `PUT /containers/{id}/archive`. Without it, a file that is copied to where a directory is replaces all of
+it, and a directory copied to where a link to one is (as /bin often is) replaces the link."""
 _WRONG_STATE = ("is not paused", "already paused", "is not running", "container state improper", "already in use")
 """What some daemons answer with status 500 where others have 409."""
 
@@ -211,7 +214,7 @@ class Client:
     def put(self, id: str, chunks: Iterable[bytes], place: str = "/") -> None:
         """Unpack a tar archive in a directory."""
         with self._request():
-            url, params = f"{self._base}/containers/{id}/archive", {"path": place, **staging.PUT_PARAMETERS}
+            url, params = f"{self._base}/containers/{id}/archive", {"path": place, **_KEEP_DIRECTORIES}
             self._checked(self._api.put(url, params=params, data=chunks, timeout=self._api.timeout))
 
     def get(self, id: str, path: str) -> Generator[bytes]:

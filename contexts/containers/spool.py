@@ -5,15 +5,13 @@ Knows how the stream is framed, and nothing of the connection that it comes from
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 import threading
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from wfl.contexts.checks import PASSED
-from wfl.errors import DrmCommunicationError, ImplementationSpecificError, InvalidStateError, OutOfResourceError
+from wfl.contexts.spool import OutputFile
+from wfl.errors import DrmCommunicationError, ImplementationSpecificError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,9 +25,7 @@ shown as standard output; 3 are the daemon's own words on why it cannot go on.""
 CUT = 16384
 """Bytes of the parts into which Docker cuts longer lines (its copier's buffer)."""
 _HEADER = struct.Struct(">II")
-_CHUNK = 1 << 20
 _STREAMS = ("stdout", "stderr")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 class Demultiplexer:
@@ -143,10 +139,9 @@ class Spool:
     """
 
     def __init__(self, directory: Path, name: str, *, merged: bool = False) -> None:
-        self._directory, self._name, self._merged = directory, name, merged
-        self._filling, self._writing = threading.Lock(), threading.Lock()
-        self._removed = False
-        self._made: set[str] = set()
+        self._files = {stream: OutputFile(directory / f"{name}.{stream}") for stream in _STREAMS}
+        self._merged = merged
+        self._filling = threading.Lock()
         self.come = 0  # bytes, of whatever kind: it still goes on
         self.complete = threading.Event()
         self.error: Exception | None = None
@@ -186,93 +181,28 @@ class Spool:
                 self.complete.set()
 
     def _pour(self, log: Iterable[bytes], demultiplexer: Demultiplexer | Mender) -> None:
-        files = {stream: _File(self._path(stream)) for stream in _STREAMS}
+        for file in self._files.values():
+            file.skip(file.size)
         try:
-            self._distribute(log, demultiplexer, files)
+            for piece in log:
+                self.come += len(piece)
+                for stream, data in zip(_STREAMS, demultiplexer.feed(piece), strict=True):
+                    if data and not self._files[stream].write(data):
+                        return
+            demultiplexer.finish()
         finally:
-            for file in files.values():
+            for file in self._files.values():
                 file.close()
 
-    def _distribute(self, log: Iterable[bytes], demultiplexer: Demultiplexer | Mender, files: dict[str, _File]) -> None:
-        for piece in log:
-            self.come += len(piece)
-            for stream, data in zip(_STREAMS, demultiplexer.feed(piece), strict=True):
-                if data:
-                    with self._writing:
-                        if self._removed:
-                            return
-                        files[stream].write(data)
-                        self._made.add(stream)
-        demultiplexer.finish()
-
     def read(self, stream: Stream, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes from `offset`: fewer are all that there are now.
-
-        Raises InvalidStateError where the output was removed, or cannot be read.
-        """
-        path = self._path(stream)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            if self._removed or stream in self._made:
-                raise InvalidStateError(f"the output in {path} was removed") from error
-            return b""
-        except OSError as error:
-            raise InvalidStateError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            return os.pread(descriptor, limit, offset)
-        finally:
-            os.close(descriptor)
+        """As OutputFile.read."""
+        return self._files[stream].read(offset, limit)
 
     def copy_to(self, stream: Stream, path: str) -> None:
-        """Write what there is of a stream into a file, which is made or emptied first, or to the program's own."""
-        try:
-            with open(os.dup(PASSED[path]) if path in PASSED else path, "wb") as file:
-                offset = 0
-                while data := self.read(stream, offset, _CHUNK):
-                    file.write(data)
-                    offset += len(data)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        """As OutputFile.copy_to."""
+        self._files[stream].copy_to(path)
 
     def remove(self) -> None:
         """Remove the files; what still comes is dropped."""
-        with self._writing:
-            self._removed = True
-            for stream in _STREAMS:
-                self._path(stream).unlink(missing_ok=True)
-
-    def _path(self, stream: str) -> Path:
-        return self._directory / f"{self._name}.{stream}"
-
-
-class _File:
-    """One stream's file, made when there is something to write. Its size is the count of what was written before."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-        self._skip = path.stat().st_size if path.exists() else 0
-
-    def write(self, data: bytes) -> None:
-        """Append what was not written before."""
-        if self._skip:
-            self._skip, data = max(0, self._skip - len(data)), data[self._skip :]
-        try:
-            if self._descriptor is None:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._descriptor = os.open(self._path, flags, 0o600)
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            raise _cannot_write(self._path, error) from error
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-
-
-def _cannot_write(path: Path | str, error: OSError) -> OutOfResourceError | InvalidStateError:
-    kind = OutOfResourceError if error.errno in _FULL else InvalidStateError
-    return kind(f"cannot write {path}: {error.strerror}")
+        for file in self._files.values():
+            file.remove()

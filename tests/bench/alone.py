@@ -197,6 +197,13 @@ def cluster(tasks: int, seconds: float) -> Figures:
     return clusters.alone_in_flight(tasks, seconds)
 
 
+def held(tasks: int, seconds: float) -> Figures:
+    """So many Jobs of Kubernetes that are held, in the namespace that WFL_BENCH_NAMESPACE names."""
+    from tests.bench import kubernetes
+
+    return kubernetes.alone_held(tasks, seconds)
+
+
 MEASURES = {
     "in_flight": in_flight,
     "kept": kept,
@@ -204,6 +211,7 @@ MEASURES = {
     "first": first,
     "containers": containers,
     "cluster": cluster,
+    "held": held,
 }
 
 

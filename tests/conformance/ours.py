@@ -10,19 +10,25 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from wfl import Capability, Context, JobTemplate
+from wfl.contexts import kubernetes
 from wfl.contexts.batch import ClusterContext, clean
+from wfl.contexts.kubernetes import KubernetesContext
+from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.process import ProcessContext
-from wfl.errors import SessionManagementError
+from wfl.errors import DeniedByDrmsError, InvalidStateError, SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
 from wfl.testing.conformance.site import POSIX, Site
+
+if TYPE_CHECKING:
+    from wfl.contexts.kubernetes.client import Client
 
 _numbers = itertools.count(1)
 _stores: list[tempfile.TemporaryDirectory[str]] = []
@@ -254,6 +260,81 @@ GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:Grid
 DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
 
 
+NAMESPACE = os.environ.get("WFL_NAMESPACE")
+"""The suite's own in the user's cluster, that of KUBECONFIG; None: the cluster that `make services` starts is meant."""
+_PODS = JobTemplate() if NAMESPACE else JobTemplate(stage_in_files={str(MOUNTED): f"hostpath:{MOUNTED}"})
+"""What lets pods see the shared directory, where their node is this machine."""
+_KINDS = ("configmaps", "jobs", "persistentvolumeclaims", "pods", "secrets")
+
+
+@contextlib.contextmanager
+def _client(**place: Any) -> Iterator[Client]:
+    """The cluster's API, without a context; what is no error of a case is one of the site's."""
+    try:
+        from wfl.contexts.kubernetes.client import Client
+    except ImportError as error:
+        raise SessionManagementError(f"there is no client of Kubernetes here: {error}") from error
+    with contextlib.closing(Client(Place(**place))) as client:
+        yield client
+
+
+@functools.cache
+def _place() -> Mapping[str, str]:
+    """The settings that lead to the suite's namespace, which is made unless it is there."""
+    if NAMESPACE:
+        place = {"namespace": NAMESPACE}
+    else:
+        place = {"namespace": "wfl-conformance", "kubeconfig": variables("kubernetes")["KUBECONFIG"]}
+        if not Path(place["kubeconfig"]).exists():
+            ways = f"{SERVICES / 'start-kubernetes.sh'} makes it; KUBECONFIG and WFL_NAMESPACE lead to another cluster"
+            raise SessionManagementError(f"there is no {place['kubeconfig']}: {ways}")
+    with _client(**place) as client, contextlib.suppress(InvalidStateError, DeniedByDrmsError):
+        client.create("namespaces", {"metadata": {"name": place["namespace"]}})
+    return place
+
+
+def _in_pods(*, default_template: JobTemplate | None = None, **given: Any) -> KubernetesContext:
+    default = _PODS if default_template is None else default_template.merged_with(_PODS)
+    return KubernetesContext(image="busybox:1", default_template=default, **{**_place(), **given})
+
+
+def _count_objects() -> dict[str, int]:
+    """What the namespace holds, but for what the cluster puts into each."""
+    with _client(**_place()) as client:
+        names = {kind: [each["metadata"]["name"] for each in client.list(kind)[0]] for kind in _KINDS}
+    return {kind: len({*names[kind]} - {"kube-root-ca.crt"}) for kind in _KINDS}
+
+
+_JOINED = dict.fromkeys(
+    ("test_apart", "test_both_streams_full", "test_ended_output", "test_error_stream", "test_output_of_failure"),
+    "a pod's log has both streams as one, unless error_path is given",
+)
+
+KUBERNETES = Site(
+    name="kubernetes",
+    context=_in_pods,
+    program="wfl.testing.conformance.ours:KUBERNETES",
+    shared=None if NAMESPACE else MOUNTED,
+    latency=8.0,
+    remembers=True,
+    killed="SIGTERM",
+    refuse=lambda: JobTemplate(remote_command="", job_category="No Image"),
+    reason="job_category",
+    default=_PODS,
+    count=_count_objects,
+    clean=lambda session: kubernetes.clean(session, _in_pods()),
+    inapplicable={
+        "test_candidate_machines": "a pod waits until there is a machine of this name",
+        "test_empty_command": "without a command the image's own is run",
+        "test_missing_working_directory": "the node makes the working directory",
+        "test_not_a_program": "the node tells of what cannot be run as of an exit with 1",
+        "test_release_some": "an array is held and released as a whole",
+        "test_status_above_128": "the node tells an exit with 128+N and an end by signal N alike",
+        **_JOINED,
+    },
+)
+
+
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}
 
 
@@ -278,6 +359,7 @@ def sites(names: str | None = None) -> list[Site]:
     Whether a system is there shows when it is opened; one that is not is skipped with the reason.
     """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
+    services += [KUBERNETES] if services or NAMESPACE else []
     all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
     chosen = list(all_of_them) if names is None else names.split(",")
     if unknown := [name for name in chosen if name not in all_of_them]:

@@ -104,9 +104,10 @@ def test_all_once(site: Site, flow: Workflow) -> None:
 
 
 @needs(Trait.EXECUTION)
-def test_max_parallel(flow: Workflow) -> None:
+def test_max_parallel(site: Site, flow: Workflow) -> None:
     """`max_parallel` of an array: never more elements at once, and as many where there is time for it."""
-    job = flow.run_array(12, "sleep", "0.1", max_parallel=3).wait()
+    long = str(0.2 * site.latency)  # slow systems tell times in whole seconds
+    job = flow.run_array(12, "sleep", long, max_parallel=3).wait()
     assert job.state is JobState.DONE
     assert 1 < most_at_once(job) <= 3
 

@@ -12,7 +12,7 @@ from wfl.testing.conformance.site import Field, Site, Trait, needs
 pytestmark = needs(Trait.EXECUTION, Capability.OUTPUT)
 
 
-def test_output(flow: Workflow) -> None:
+def test_apart(flow: Workflow) -> None:
     """`output()` and `error_output()` work with no set-up and keep the two streams apart."""
     job = flow.run(shell("echo out; echo err >&2"))
     assert (job.output(), job.error_output()) == ("out", "err")

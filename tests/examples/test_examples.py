@@ -20,6 +20,7 @@ from tests.containers import NAMES, address, lacking, settings_of
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAIN = "digits.py"
 CONTAINERS = "containers.py"
+KUBERNETES = "kubernetes_matrix.py"
 STEPS = {"digits_tasks.py", "digits_report.py", "containers_calls.py"}
 """Run by the main example, and by the one with containers."""
 NEEDED = ("sklearn", "matplotlib")
@@ -44,6 +45,17 @@ PROMISES = {
         r"200 MiB were not enough for 3",
         r"3: 300 MiB",
         r"together: 370 MiB",
+    ],
+    "kubernetes_matrix.py": [
+        r"a=1365 c=0: 1",
+        r"a=1365 c=150889: 1",
+        r"a=1366 c=0: 10985",
+        r"a=1367 c=0: 131820",
+        r"a=1367 c=150889: 26364",
+        r"16 MiB were not enough for a=1366 c=150889",
+        r"32 MiB were not enough for a=1366 c=150889",
+        r"a=1366 c=150889: 714025",
+        r"the best is a=1366 c=150889; each tenth of its range has 71402 to 71403 of the numbers",
     ],
     "matrix.py": [r"24 combinations; the cheapest is x=2 y=-1 z=5 with 5"],
     "branches.py": [r"job 1: result 1", r"job 2: result 2", r"job 3: result 3", r"both branches have ended"],
@@ -160,7 +172,7 @@ def test_example_opens_with_a_sentence(example: str) -> None:
     assert sentence[-1] in ".?"
 
 
-@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN, CONTAINERS}))
+@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN, CONTAINERS, KUBERNETES}))
 def test_example_prints_what_it_promises(example: str, tmp_path: Path) -> None:
     """An example prints its promised lines and no others, without a warning, and cleans up behind itself."""
     lines = run(example, tmp_path).splitlines()
@@ -180,6 +192,29 @@ def test_cluster_array_on_a_cluster(system: str, context: str, tmp_path: Path) -
         assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
     assert [path.name for path in tmp_path.iterdir()] in ([], ["jobs"])
     assert not any((tmp_path / "jobs").rglob("*"))
+
+
+def test_kubernetes_matrix(tmp_path: Path) -> None:
+    """On a real cluster: files go in and come out, want of memory is known by the ends, and nothing is left behind."""
+    place = reached("kubernetes")
+    lines = run(KUBERNETES, tmp_path, WFL_CONTEXT=f"kubernetes?session_name={tmp_path.name}", **place).splitlines()
+    assert len(lines) == len(PROMISES[KUBERNETES]), lines
+    for line, pattern in zip(lines, PROMISES[KUBERNETES], strict=True):
+        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+    assert list(tmp_path.iterdir()) == []
+    asked = ["kubectl", "get", "jobs", "--output=name", f"--selector=wfl/session={tmp_path.name}"]
+    assert subprocess.run(asked, env=os.environ | place, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_kubernetes_matrix_without_a_cluster(tmp_path: Path) -> None:
+    """Where no cluster is to be found, the example says so in one line: where it looked, and what to do."""
+    if importlib.util.find_spec("kubernetes") is None:
+        lacking("the client of Kubernetes is not in this environment")
+    nowhere = str(tmp_path / "kubeconfig")
+    done = attempt(["-W", "error", str(EXAMPLES / KUBERNETES)], tmp_path, KUBECONFIG=nowhere)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(rf"no cluster here: .*{nowhere}.*no such file.*kubeconfig.*\n", done.stderr), done.stderr
 
 
 def test_streaming_is_not_late(tmp_path: Path) -> None:

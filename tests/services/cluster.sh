@@ -73,3 +73,12 @@ end_tree() { # end_tree PID : ends it with its descendants
     done
     kill -KILL "$1" 2>/dev/null || true
 }
+
+leave_groups() { # leave_groups NAME : the control groups of this name, when the last of their processes has gone
+    local _
+    for _ in $(seq 100); do
+        find /sys/fs/cgroup/*/"$1" -depth -type d -exec rmdir {} + 2>/dev/null && return
+        [ -n "$(find /sys/fs/cgroup -maxdepth 2 -name "$1")" ] || return 0
+        sleep 0.05
+    done
+}

@@ -42,3 +42,23 @@ stop() { # stop PID : asks it to end, and ends it if it has not within a minute
     done
     kill -KILL "$1" 2>/dev/null || true
 }
+
+delete_containers() { # delete_containers DIRECTORY : those that runc has there, with their processes
+    local id
+    [ -d "$1" ] || return 0
+    for id in $(runc --root "$1" list --quiet); do
+        runc --root "$1" delete --force "$id"
+    done
+}
+
+end_containerd() { # end_containerd WORDS : containerd and its shims that have these in their command lines
+    local line number
+    for line in $(grep -lsF "$1" /proc/[0-9]*/cmdline); do
+        number=${line#/proc/} number=${number%/cmdline}
+        case "$(readlink "/proc/$number/exe")" in */containerd*) stop "$number" ;; esac
+    done
+}
+
+unmount_all() { # what is still mounted below the directory, innermost first
+    awk -v base="$base/" 'index($2, base) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r -n 1 umount
+}

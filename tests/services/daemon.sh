@@ -35,10 +35,6 @@ image() { # image NAME TAG COMMAND : makes the image with images/NAME.sh unless 
     ask "/images/$1:$2/json" >"$base/found"
 }
 
-unmount_all() { # what is still mounted below the directory, innermost first
-    awk -v base="$base/" 'index($2, base) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r -n 1 umount
-}
-
 remove_bridge() { # remove_bridge DEVICE COMMAND : if this start made it, and no other such daemon is here
     { [ -e "$base/made-$1" ] && ! pidof "$2" >/dev/null; } || return 0
     ip link delete "$1" 2>/dev/null || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/services/environment.sh slurm|slurm-plain|sge: the variables that a client of the scheduler that start-NAME.sh
+# tests/services/environment.sh slurm|slurm-plain|sge|kubernetes: the variables that a client of what start-NAME.sh
 # starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone. For a second one on this machine:
 # another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher. WFL_SERVICES=DIRECTORY says
 # where services are, for tests that have another TMPDIR than these.
@@ -8,6 +8,7 @@ set -euo pipefail
 place=${WFL_SERVICES:-${TMPDIR:-/tmp}}
 base=${place%/}/wfl-services/${1:-}
 case "${1:-}" in
+    kubernetes) echo "KUBECONFIG=$base/kubeconfig" ;;
     slurm | slurm-plain) echo "SLURM_CONF=$base/slurm.conf" ;;
     sge)
         echo "SGE_ROOT=$base"
@@ -17,5 +18,5 @@ case "${1:-}" in
         echo "DRMAA_LIBRARY_PATH=$base/libdrmaa.so.1.0"
         echo "PATH=/usr/lib/gridengine:$PATH" # /usr/bin has wrappers, which take six times as long
         ;;
-    *) echo "usage: $0 slurm|slurm-plain|sge" >&2; exit 2 ;;
+    *) echo "usage: $0 slurm|slurm-plain|sge|kubernetes" >&2; exit 2 ;;
 esac

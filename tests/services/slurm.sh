@@ -89,15 +89,6 @@ stop_slurm() { # ends the daemons with all jobs, and forgets these
     [ -d "$base" ] || return 0
     end slurmd slurmctld slurmdbd mariadbd munged
     end_left "SLURM_CONF=$base/slurm.conf" "$(readlink -f "$(command -v slurmstepd)")" SLURM_JOB_ID
-    [ ! -e "$base/cgroup.conf" ] || leave_groups
+    [ ! -e "$base/cgroup.conf" ] || leave_groups "slurm_$node"
     rm -rf "$base"
-}
-
-leave_groups() { # the control groups, innermost first, when the last of their processes has gone
-    local _
-    for _ in $(seq 100); do
-        find /sys/fs/cgroup/*/"slurm_$node" -depth -type d -exec rmdir {} + 2>/dev/null && return
-        [ -n "$(find /sys/fs/cgroup -maxdepth 2 -name "slurm_$node")" ] || return 0
-        sleep 0.05
-    done
 }

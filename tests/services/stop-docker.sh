@@ -16,15 +16,8 @@ if runs dockerd; then
     stop "$(cat "$pid_file")"
 fi
 # A dockerd that was killed leaves its containers, their shims and containerd behind.
-if [ -d "$base/exec/runtime-runc/moby" ]; then
-    for id in $(runc --root "$base/exec/runtime-runc/moby" list --quiet); do
-        runc --root "$base/exec/runtime-runc/moby" delete --force "$id"
-    done
-fi
-for line in $(grep -lsF "$base/exec/containerd/" /proc/[0-9]*/cmdline); do
-    number=${line#/proc/} number=${number%/cmdline}
-    case "$(readlink "/proc/$number/exe")" in */containerd*) stop "$number" ;; esac
-done
+delete_containers "$base/exec/runtime-runc/moby"
+end_containerd "$base/exec/containerd/"
 unmount_all
 remove_bridge docker0 dockerd
 rm -rf "$base/exec" "$pid_file" "$socket" # what stays: the images

@@ -1,6 +1,6 @@
-"""Files and directories into and out of a container, as the tar streams that the daemon takes and gives.
+"""Files and directories into and out of a container, as tar streams.
 
-Knows no client: `pack` makes what is sent with `PUT_PARAMETERS`, `unpack` takes in what was asked for.
+Knows no client: `pack` makes what is unpacked there, `unpack` takes in what was packed there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import stat
 import tarfile
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError, WflError
 
@@ -23,29 +24,40 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 """Bytes that are read, and sent, at once."""
-PUT_PARAMETERS = {"noOverwriteDirNonDir": "true"}
-"""Of `PUT /containers/{id}/archive`. Without it, a file that is copied to where a directory is replaces all of
-it, and a directory copied to where a link to one is (as /bin often is) replaces the link."""
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system that say that something is used up."""
 _MODE = 0o777
 _DEEPEST = 400
 """Directories in one another that are taken in: what makes and removes them calls itself for each."""
 
 
-def pack(copies: Mapping[str, str], *, place: str = "/", owner: tuple[int, int] = (0, 0)) -> Iterator[bytes]:
+def pack(
+    copies: Mapping[str, str],
+    *,
+    place: str = "/",
+    owner: tuple[int, int] = (0, 0),
+    gnu: bool = False,
+    last: str | None = None,
+) -> Iterator[bytes]:
     """One tar stream, to be unpacked in `place`, of all {target below it in the container: source here}.
 
     `owner` is the user's and the group's number there. Directories are copied whole; links in them stay links, a
     source that is one is followed. A target with a slash at its end is the directory that a file goes into. Missing
-    parents of a target are made by the daemon: were they in the stream, those that are there would change.
+    parents of a target are made by who unpacks: were they in the stream, those that are there would change.
+
+    With `gnu`, what a plain header cannot say is said as GNU's tar does: BusyBox's overlooks POSIX's way of telling
+    more than eight gibibytes. With `last`, an empty file of that name comes after all others: where it arrived, the
+    stream was whole. (That tar ended well does not say so: a stream that ends between two files is whole to it.)
 
     Raises InvalidArgumentError, at once for a source or target that cannot be, and while the stream is read for what
     cannot be read then or changes meanwhile.
     """
     copied = [_Copy.of(target, source, place) for target, source in copies.items()]
-    return _joined(piece for copy in copied for piece in copy.pieces(owner))
+    header = _Header(owner, tarfile.GNU_FORMAT if gnu else tarfile.PAX_FORMAT)
+    mark = [] if last is None else [tarfile.TarInfo(last).tobuf(header.form)]
+    return _joined(chain((piece for copy in copied for piece in copy.pieces(header)), mark))
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -62,11 +74,12 @@ def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class _Copy(NamedTuple):
-    """One source on its way into the container; `name` is the target without the slash in front."""
+    """One source on its way into the container; `name` is the target as seen from `place`."""
 
     source: str
     target: str
     name: str
+    place: str
 
     @classmethod
     def of(cls, target: str, source: str, place: str) -> _Copy:
@@ -77,36 +90,36 @@ class _Copy(NamedTuple):
         if target.endswith("/") and not stat.S_ISDIR(kind):
             target += os.path.basename(source)
         name = posixpath.relpath(target, place)
-        return cls(source, target, "" if name == "." else name)
+        return cls(source, target, "" if name == "." else name, place)
 
-    def pieces(self, owner: tuple[int, int]) -> Iterator[bytes]:
+    def pieces(self, header: _Header) -> Iterator[bytes]:
         """The source and all below it. One list of what is still to do, so that depth costs no recursion."""
         todo = [(self.source, self.name)]
         while todo:
             path, name = todo.pop()
-            with _naming(path, f"/{name}"):
+            with _naming(path, posixpath.join(self.place, name)):
                 found = os.stat(path, follow_symlinks=path == self.source)
                 if stat.S_ISDIR(found.st_mode):
                     below = sorted(os.listdir(path), reverse=True)
                     todo += [(os.path.join(path, entry), posixpath.join(name, entry)) for entry in below]
                     if name:  # the container's root is as it is
-                        yield _header(name, found, owner)
+                        yield header(name, found)
                 elif stat.S_ISLNK(found.st_mode):
-                    yield _header(name, found, owner, link=os.readlink(path))
+                    yield header(name, found, link=os.readlink(path))
                 elif stat.S_ISREG(found.st_mode):
-                    yield from _contents(path, name, owner, top=path == self.source)
+                    yield from _contents(path, name, header, top=path == self.source)
                 else:
                     raise _RefusedError(f"it is {_kind(found.st_mode)}")
 
 
-def _contents(path: str, name: str, owner: tuple[int, int], *, top: bool) -> Iterator[bytes]:
+def _contents(path: str, name: str, header: _Header, *, top: bool) -> Iterator[bytes]:
     """Header and bytes of a file, which has to stay as it is meanwhile."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if top else os.O_NOFOLLOW)
     with open(os.open(path, flags), "rb", buffering=0) as file:  # the descriptor tells what is really read
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
             raise _RefusedError(f"it has become {_kind(before.st_mode)}")
-        yield _header(name, before, owner)
+        yield header(name, before)
         left = before.st_size
         while left and (piece := file.read(min(CHUNK, left))):
             yield piece
@@ -117,18 +130,24 @@ def _contents(path: str, name: str, owner: tuple[int, int], *, top: bool) -> Ite
         yield bytes(-before.st_size % _BLOCK)
 
 
-def _header(name: str, found: os.stat_result, owner: tuple[int, int], *, link: str | None = None) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.mode = stat.S_IMODE(found.st_mode) & (_MODE | stat.S_ISVTX)  # as chown does: not set-user-id for another
-    info.uid, info.gid = owner
-    info.mtime = found.st_mtime
-    if link is not None:
-        info.type, info.linkname = tarfile.SYMTYPE, link
-    elif stat.S_ISDIR(found.st_mode):
-        info.type = tarfile.DIRTYPE
-    else:
-        info.size = found.st_size
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+class _Header(NamedTuple):
+    """Makes headers: whose all files are to be, and in which of tarfile's forms."""
+
+    owner: tuple[int, int]
+    form: Literal[1, 2]
+
+    def __call__(self, name: str, found: os.stat_result, *, link: str | None = None) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.mode = stat.S_IMODE(found.st_mode) & (_MODE | stat.S_ISVTX)  # as chown does: not set-user-id for another
+        info.uid, info.gid = self.owner
+        info.mtime = found.st_mtime
+        if link is not None:
+            info.type, info.linkname = tarfile.SYMTYPE, link
+        elif stat.S_ISDIR(found.st_mode):
+            info.type = tarfile.DIRTYPE
+        else:
+            info.size = found.st_size
+        return info.tobuf(self.form, "utf-8", "surrogateescape")
 
 
 def _kind(mode: int) -> str:
@@ -137,7 +156,7 @@ def _kind(mode: int) -> str:
 
 
 def unpack(stream: Iterable[bytes], source: str, target: str) -> None:
-    """Take in what `GET /containers/{id}/archive?path=source` gives: a file or a directory, into `target` here.
+    """Take in an archive of `source`, a file or a directory with its own name on top, into `target` here.
 
     It is written beside its place and moved there when it is whole. A target that is a directory takes a file in, and
     is merged with a directory: files replace files, what else is there stays. Missing parents are made. Modes (without
@@ -328,7 +347,7 @@ def _naming(source: str, target: str) -> Iterator[None]:
     except WflError:
         raise
     except OSError as error:
-        kind = OutOfResourceError if error.errno in _FULL else InvalidArgumentError
+        kind = OutOfResourceError if error.errno in FULL else InvalidArgumentError
         where = f" ({error.filename})" if error.filename not in (None, source, target) else ""
         raise kind(f"{what}: {error.strerror or error}{where}") from error
     except (_BrokenOffError, tarfile.ReadError, tarfile.StreamError) as error:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wfl.contexts.containers.staging import CHUNK, pack, unpack
+from wfl.contexts.staging import CHUNK, pack, unpack
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError, WflError
 
 HUGE = 9 << 30  # bytes: more than the plain form of a header can say
@@ -165,6 +165,26 @@ def test_missing_source_is_told_at_once(tmp_path: Path) -> None:
         pack({"/x": str(tmp_path / "none")})
 
 
+def test_names_as_gnu_has_them(tree: Path) -> None:
+    """On request nothing is written that only a tar with POSIX's extended headers reads; contents are the same."""
+    extended = [b"".join(pack({"/d": str(tree)}, gnu=gnu)).count(b"path=d/") for gnu in (False, True)]
+    assert extended[0] > extended[1] == 0
+    unpack(pack({"/d": str(tree)}, gnu=True), "/d", str(tree.parent / "there"))
+    assert look(tree.parent / "there") == look(tree)
+
+
+def test_last_of_all(tree: Path) -> None:
+    """On request an empty file comes after everything else."""
+    assert [*members_of({"/a": str(tree), "/b": str(tree / "a")}, last=".end")][-2:] == ["b", ".end"]
+
+
+def test_errors_name_the_place(tree: Path) -> None:
+    """What cannot be copied is told with where it was to go, not with its place in the stream."""
+    os.mkfifo(tree / "sub" / "pipe")
+    with pytest.raises(InvalidArgumentError, match=r"sub/pipe to /data/t/sub/pipe: it is a fifo$"):
+        members_of({"/data/t": str(tree)}, place="/data")
+
+
 def test_sockets_fifos_and_devices_are_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is neither file, directory nor link is refused by its name and kind; a fifo is not waited for."""
     monkeypatch.chdir(tree)  # a socket's path has to be short
@@ -228,12 +248,13 @@ def test_big_file_is_streamed(tmp_path: Path) -> None:
     assert peak < 8 * CHUNK
 
 
-def test_huge_file_has_its_size_in_the_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gnu", [False, True])
+def test_huge_file_has_its_size_in_the_header(tmp_path: Path, gnu: bool) -> None:  # noqa: FBT001 - a parameter
     """A file of more than eight gibibytes is announced with its true size."""
     file = tmp_path / "huge"
     file.touch()
     os.truncate(file, HUGE)
-    first = next(pack({"/x": str(file)}))
+    first = next(pack({"/x": str(file)}, gnu=gnu))
     with tarfile.open(fileobj=io.BytesIO(first), mode="r|") as tar:
         info = tar.next()
     assert info is not None

@@ -1,0 +1,150 @@
+"""What time brings for jobs that have not begun: their start_time, the cluster's reasons, and the end of patience."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from wfl.contexts.kubernetes.jobs import WAITING
+from wfl.drmaa2 import JobState, fact
+from wfl.errors import WflError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from wfl.backend import Report
+    from wfl.contexts.kubernetes.client import Client
+    from wfl.contexts.kubernetes.jobs import Job, Register, Task
+
+log = logging.getLogger("wfl")
+
+UNEXPLAINED = 5.0
+"""Seconds that a job waits without a reason before the cluster's events are looked at."""
+LOOKS = (5.0, 60.0)
+"""Shortest and longest pause in seconds between two looks at events: one for all jobs."""
+_MEANT = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedBinding")
+"""Events that tell why a pod does not come, or not on; the rest is in the pods themselves."""
+_MAY_PASS = ("exceeded quota", "timed out waiting", "object has been modified")
+"""Words of events that time alone may make good."""
+
+
+class Minder:
+    """A thread that sleeps until something is due, and for good where nothing waits."""
+
+    release: Callable[[Job], None]
+    give_up: Callable[[Sequence[Task], str], None]
+    tell: Report
+
+    def __init__(self, client: Client, known: Register, patience: float, closed: threading.Event) -> None:
+        self._client, self._known, self._patience, self._closed = client, known, patience, closed
+        self._called = threading.Event()
+        self._looked, self._pause = -inf, LOOKS[0]
+        self._refused = False
+        threading.Thread(target=self._run, name="wfl-kubernetes-minder", daemon=True).start()
+
+    def call(self) -> None:
+        """Something new waits."""
+        self._called.set()
+
+    def note(self, task: Task, stuck: str | None, words: str | None) -> None:
+        """What a pod says of why it waits; `stuck`: it will not start by itself."""
+        if words is None and task.explained:
+            return  # what an event said holds until the pod says something itself
+        task.words, task.explained = words, False
+        if stuck is None:
+            task.stuck = None
+        elif task.stuck is None:
+            task.stuck = time.monotonic()
+            self.call()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                wait = self._look()
+            except Exception:  # it is to go on for the others
+                log.exception("kubernetes: looking after what waits")
+                wait = LOOKS[1]
+            self._called.wait(None if wait == inf else wait)
+            self._called.clear()
+
+    def _look(self) -> float:
+        """Do what is due; seconds until something is again."""
+        now, soonest = time.monotonic(), inf
+        unexplained: list[Task] = []
+        doomed: dict[str, list[Task]] = {}
+        for job in list(self._known.jobs.values()):
+            if job.start is not None and job.suspended == WAITING:
+                due = job.start - time.time()
+                if due <= 0:
+                    job.start = None
+                    self.release(job)
+                else:
+                    soonest = min(soonest, due)
+            if job.suspended is not None or not job.prepared:
+                continue
+            for task in self._waiting(job):
+                if task.stuck is not None:
+                    left = task.stuck + self._patience - now
+                    if left <= 0:
+                        doomed.setdefault(task.words or "it cannot start", []).append(task)
+                    soonest = min(soonest, max(left, 0.0))
+                elif task.words is None:
+                    unexplained.append(task)
+        for words, tasks in doomed.items():
+            self.give_up(tasks, f"{words} (for {self._patience:g} s, the context's patience)")
+        return min(soonest, self._explain(unexplained, now))
+
+    @staticmethod
+    def _waiting(job: Job) -> list[Task]:
+        """Its tasks that have not begun; of an array, while some have pods, only those with one of their own."""
+        tasks = [task for task in job.tasks.values() if not (task.begun or task.over)]
+        some = any(task.uid for task in job.tasks.values())
+        return [task for task in tasks if task.uid] if job.is_array and some else tasks
+
+    def _explain(self, tasks: Sequence[Task], now: float) -> float:
+        """Look for the reasons of those that have waited long enough; seconds until the next look."""
+        if not tasks:
+            self._pause = LOOKS[0]
+            return inf
+        long = [task for task in tasks if now - task.since >= UNEXPLAINED]
+        if not long:
+            return min(UNEXPLAINED - (now - task.since) for task in tasks)
+        if now - self._looked >= self._pause:
+            self._looked, self._pause = now, min(2 * self._pause, LOOKS[1])
+            self._ask(long)
+        return max(0.1, self._looked + self._pause - now)
+
+    def _ask(self, tasks: Sequence[Task]) -> None:
+        try:
+            events, _ = self._client.list("events", fields="type=Warning")
+        except WflError as error:
+            if not self._refused:
+                log.warning("kubernetes: why %d jobs wait is not known: %s", len(tasks), error)
+            self._refused = True
+            return
+        said = latest(events)
+        facts = []
+        for task in tasks:
+            words = said.get(task.pod or "") or said.get(task.job.name)
+            if words is not None:
+                task.words, task.explained = words, True
+                if not any(text in words for text in _MAY_PASS):
+                    task.stuck = task.stuck or time.monotonic()
+                facts.append(fact(id=task.id, state=JobState.QUEUED, annotation=words))
+        self.tell(facts)
+
+
+def latest(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The last meant words on each object, by its name."""
+    found: dict[str, tuple[str, str]] = {}
+    for event in events:
+        if event.get("reason") not in _MEANT:
+            continue
+        when = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or ""
+        name = event["involvedObject"].get("name", "")
+        if name not in found or found[name][0] <= when:
+            found[name] = (when, " ".join(f"{event['reason']}: {event.get('message', '')}".split()))
+    return {name: words for name, (_, words) in found.items()}
