@@ -21,13 +21,15 @@ make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
 # Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each,
 # with temporary directories of their own, since cases count what is left there.
 clusters=()
-for sites in slurm,slurm-plain grid-engine,drmaa kubernetes; do
+for sites in slurm,slurm-plain grid-engine,drmaa kubernetes,kubernetes-files; do
+    faults=
+    [ "${sites%,*}" = kubernetes ] && faults=tests/faults/test_kubernetes_*.py # one system's, so not beside its cases
     mkdir "$beside/${sites%,*}"
-    WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$beside/${sites%,*} \
-        suite "$sites" "$oldest" .venv-oldest "tests/conformance --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &
+    WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$beside/${sites%,*} suite "$sites" "$oldest" .venv-oldest \
+        "tests/conformance $faults --wfl-sites $sites" >"build/tests/$sites.log" 2>&1 &
     clusters+=("$!:$sites")
 done
-suite python "$oldest" .venv-oldest "tests --ignore=tests/conformance" || failed=1
+suite python "$oldest" .venv-oldest "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_*" || failed=1
 suite conformance "$oldest" .venv-oldest \
     "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 if [ "$newest" != "$oldest" ]; then

@@ -39,6 +39,7 @@ from wfl.contexts.kubernetes.watching import Watch
 from wfl.contexts.undertaker import AFTERMATH
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState, fact
 from wfl.errors import (
+    DeniedByDrmsError,
     DrmCommunicationError,
     InvalidArgumentError,
     InvalidSessionError,
@@ -315,9 +316,13 @@ class KubernetesBackend(Backend):
                     self._watch("pods", self._pods_listed, self._heard_pod),
                     self._watch("jobs", self._jobs_listed, self._heard_job),
                 ]
+        until = time.monotonic() + PATIENCE
         for one in self._watches:
-            if not one.ready.wait(PATIENCE):
-                raise DrmCommunicationError(f"{self._client.url}: the API server does not tell of pods and Jobs")
+            while not one.ready.wait(PATIENCE / 100):
+                if isinstance(one.error, DeniedByDrmsError):
+                    raise one.error
+                if time.monotonic() > until:
+                    raise DrmCommunicationError(f"{self._client.url}: the API server does not tell of pods and Jobs")
 
     def _watch(
         self, kind: str, listed: Callable[[Sequence[Object]], None], heard: Callable[[str, Object], None]
@@ -398,11 +403,13 @@ class KubernetesBackend(Backend):
 
     def _look_at_job(self, job: Job) -> None:
         try:
-            self._client.get("jobs", job.name)
+            found = self._client.get("jobs", job.name)
         except NotThereError:
             self._job_gone(job)
         except WflError:
             self._later(lambda: self._look_at_job(job))
+        else:
+            self._heard_job("MODIFIED", found)
 
     def _heard_job(self, what: str, found: Object) -> None:
         key = found["metadata"].get("labels", {}).get(KEY, "")
@@ -598,9 +605,15 @@ class KubernetesBackend(Backend):
             doomed = [task for task in tasks if not (task.over or task.finishing or task.begun)]
             for task in doomed:
                 task.finishing = True
-        self._stop(self._known.of_ids(task.id for task in doomed), KILL, words)
+        failures = self._stop(self._known.of_ids(task.id for task in doomed), KILL, words)
+        left = [task for task in doomed if task.id in failures]
         for task in doomed:
-            self._tell_end(task, ended(task.id, sub_state="launch_failure", annotation=words))
+            if task in left:
+                task.finishing = False
+            else:
+                self._tell_end(task, ended(task.id, sub_state="launch_failure", annotation=words))
+        if left:
+            self._later(lambda: self._give_up(left, words))
 
     # -- control --
 
@@ -662,9 +675,10 @@ class KubernetesBackend(Backend):
                 "jobs", job.name, {"spec": {"suspend": True}, "metadata": {"annotations": {SUSPENDED: why}}}
             )
         except WflError:
-            job.suspended = before
+            job.suspended, job.asked = before, -inf
             for task in job.tasks.values():  # if it was done all the same, that is seen as if others had done it
                 task.dismissed.discard(task.uid)
+            self._later(lambda: self._look_at_job(job))
             raise
 
     def _release(self, job: Job) -> None:
@@ -723,11 +737,13 @@ class KubernetesBackend(Backend):
             except WflError as error:
                 failures.update({task.id: error for job in jobs for task in alive[job]})
 
-        for task in tasks:
+        first = [task for task in tasks if not task.killed]
+        for task in first:
             task.killed = True
         in_threads(stop, requests, STOPPING, "wfl-kubernetes-control")
-        for task in tasks:
+        for task in first:
             task.killed = task.id not in failures
+        for task in tasks:
             task.going = task.going or task.killed
             if task.killed and not task.has_pod and words is None:
                 self._tell_end(task, facts.vanished(task.id, None, killed=True))
@@ -747,10 +763,16 @@ class KubernetesBackend(Backend):
         in_threads(lambda name: self._client.delete("pods", name, grace=grace), pods, REQUESTS, "wfl-kubernetes")
 
     def _cancel(self, jobs: Sequence[Job], grace: int) -> None:
+        before = [job.suspended for job in jobs]
         for job in jobs:
             job.suspended, job.asked = CANCELLED, time.monotonic()
         pods = any(task.has_pod for job in jobs for task in job.tasks.values())
-        cancel(self._client, {job.key: job.name for job in jobs}, grace, pods=pods)
+        try:
+            cancel(self._client, {job.key: job.name for job in jobs}, grace, pods=pods)
+        except WflError:
+            for job, why in zip(jobs, before, strict=True):
+                job.suspended = why
+            raise
 
     def _kill_inside(self, task: Task) -> None:
         """A node that waits for a pod to end by itself does not hear that it is to wait less: so by a command in it."""

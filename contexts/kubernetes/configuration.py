@@ -76,7 +76,7 @@ def load(place: Place) -> Link:
 def _tls(configuration: Any) -> ssl.SSLContext:
     """All that TLS needs, out of the files, for every connection to come."""
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # kubectl takes certificates without key identifiers, too
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as kubectl: Python 3.13 would miss extensions
     if not configuration.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -168,13 +168,14 @@ class _Loader(_file_loaders.KubeConfigLoader):  # type: ignore[misc] # it has no
         return True
 
     def _take(self, said: Mapping[str, str]) -> None:
+        loading, pair = not hasattr(self, "token"), (said.get("clientCertificateData"), said.get("clientKeyData"))
         if said.get("token"):
             self.token = f"Bearer {said['token']}"
         if said.get("expirationTimestamp"):
             self.expiry = _time_of(said["expirationTimestamp"])
-        if said.get("clientCertificateData") and os.path.isdir(self._temp_file_path):  # while it is loaded
-            self.cert_file = _file(self._temp_file_path, "certificate", said["clientCertificateData"].encode())
-            self.key_file = _file(self._temp_file_path, "key", said["clientKeyData"].encode())
+        if loading and pair[0] and pair[1]:  # later the directory is gone, and connections have what they need
+            self.cert_file = _file(self._temp_file_path, "certificate", pair[0].encode())
+            self.key_file = _file(self._temp_file_path, "key", pair[1].encode())
 
 
 def _as_files(entry: dict[str, Any], directory: str) -> None:

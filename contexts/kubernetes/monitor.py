@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,15 @@ if TYPE_CHECKING:
 
     Object = Mapping[str, Any]
 
-_UNITS = {
+_UNITS: dict[str, float] = {
     "": 1,
-    "Ki": 1 << 10,
-    "Mi": 1 << 20,
-    "Gi": 1 << 30,
-    "Ti": 1 << 40,
-    "K": 10**3,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
+    "n": 1e-9,
+    "u": 1e-6,
+    "m": 1e-3,
+    "k": 1e3,
+    **{letter: 1000.0**power for power, letter in enumerate("KMGTPE", 1)},
+    **{f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)},
 }
-_PARTS = {"n": 10**-9, "u": 10**-6, "m": 10**-3}
 
 
 class KubernetesMonitor(Monitor):
@@ -157,9 +155,8 @@ def machine(node: Object, used: Object | None) -> MachineInfo:
 
 
 def quantity(text: str | None) -> float | None:
-    """Kubernetes' numbers with units, such as "250m" or "24684Ki"."""
-    if text is None:
+    """Kubernetes' numbers with units, such as "250m", "24684Ki" or "1e3"."""
+    form = re.fullmatch(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text or "")
+    if form is None or form[2] not in _UNITS:
         return None
-    number = text.rstrip("KMGTikmnu")
-    unit = text[len(number) :]
-    return float(number) * (_PARTS[unit] if unit in _PARTS else _UNITS[unit])
+    return float(form[1]) * _UNITS[form[2]]

@@ -22,7 +22,7 @@ from wfl.contexts.kubernetes.extensions import NAME, VALUE, Json, Parts
 from wfl.contexts.kubernetes.facts import INDEX as NUMBER
 from wfl.contexts.kubernetes.facts import MAIN, NOT_FOUND
 from wfl.contexts.kubernetes.jobs import HELD, KEY, MAKING, SUSPENDED, WAITING
-from wfl.contexts.kubernetes.volumes import FILES, INPUT, NULL, PLACE, STDIN, STREAMS, Files, is_file, to_files
+from wfl.contexts.kubernetes.volumes import FILES, NULL, PLACE, STDIN, STREAMS, Files, is_file, is_local, to_files
 from wfl.drmaa2 import WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
 
@@ -138,13 +138,14 @@ def check(template: JobTemplate, defaults: Defaults) -> None:
 
     Raises InvalidArgumentError, UnsupportedAttributeError or DeniedByDrmsError that names field and remedy.
     """
+    staged: Mapping[str, str] = template.stage_in_files or {}
+    checks.sources({target: source for target, source in staged.items() if is_local(source)})
     made = manifests(template, _ANYBODY, defaults)
     argv = [word for word in (template.remote_command, *(template.args or ())) if word is not None]
     checks.sizes(argv, template.job_environment or {}, template.job_environment)
     paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
     here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
     checks.streams(template.replace(**here), "/", look=True)
-    checks.sources({place: source for place, source in made.copies.items() if place != INPUT})
     _check_size(made)
 
 

@@ -68,6 +68,12 @@ def is_file(path: str | None) -> bool:
     return bool(path) and path != NULL
 
 
+def is_local(source: str) -> bool:
+    """Whether a source of stage_in_files is a file of this side."""
+    kind, colon, _ = source.partition(":")
+    return not colon or kind not in _FORMS
+
+
 class Files:
     """What is mounted in the main container, and moved: stage_in_files at once, the others by `take_out`."""
 
@@ -96,8 +102,8 @@ class Files:
             _refuse("stage_in_files", f"the target {given!r}, which is wfl's own")
         if any(mount["mountPath"] == target for mount in self.mounts):
             _refuse("stage_in_files", f"the target {target!r} twice")
-        kind, colon, text = source.partition(":")
-        if not colon or kind not in _FORMS:
+        kind, _, text = source.partition(":")
+        if is_local(source):
             self._copy(f"in/{len(self.copies)}", target, checks.absolute("stage_in_files", source))
             return
         expected, pattern = _FORMS[kind]

@@ -42,6 +42,8 @@ class Watch:
         self._listed, self._heard, self._closed = listed, heard, closed
         self.ready = threading.Event()
         """Whether it listens now."""
+        self.error: Exception | None = None
+        """Why it did not, the last time."""
         self._lost = False
         self._thread = threading.Thread(target=self._run, name=f"wfl-kubernetes-{kind}", daemon=True)
         self._thread.start()
@@ -64,6 +66,7 @@ class Watch:
             except ExpiredError as error:  # usual after the API server's restart
                 log.debug("kubernetes: %s: %s", self._kind, error)
             except Exception as error:  # noqa: BLE001 - whatever it was, the next connection may do better
+                self.error = error
                 if not self._lost and not self._closed.is_set():
                     log.warning("kubernetes: the watch of %s was lost, trying again: %s", self._kind, error)
                     self._lost = True

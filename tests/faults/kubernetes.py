@@ -280,7 +280,9 @@ class Way:
                 if line.near in ready and not self._asks(line):
                     break
                 if line.far in ready:
-                    data = line.far.recv(1 << 16)
+                    data = _received(line.far)
+                    if data is None:
+                        continue
                     if line.lost or (not data and not line.mute):
                         break
                     if not data:
@@ -344,6 +346,17 @@ class Way:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _received(sock: socket.socket) -> bytes | None:
+    """What is there; None where it is TLS's own alone, such as a ticket."""
+    sock.settimeout(0)
+    try:
+        return sock.recv(1 << 16)
+    except ssl.SSLWantReadError:
+        return None
+    finally:
+        sock.settimeout(None)
 
 
 def _decoded(text: str) -> str:

@@ -152,7 +152,7 @@ LOST = (
     + """
 sent = []
 stop = threading.Event()
-with Workflow(context(detach=False)).raise_for_error() as flow:
+with Workflow(context(detach=False, timeout=10.0)).raise_for_error() as flow:
     def submit():
         while not stop.is_set():
             token = f"s{len(sent)}"

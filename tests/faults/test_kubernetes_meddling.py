@@ -323,6 +323,7 @@ def test_quota_of_pods(cluster: Cluster, flow: Workflow) -> None:
         queued(job, "exceeded quota")
         outlasts(job, flow)
         cluster.kubectl("patch", "quota", "few", "--patch", '{"spec": {"hard": {"pods": "9"}}}')
+        until("it has ended", lambda: job.state.ended, 2 * PATIENCE)  # the cluster tries again after up to a minute
         assert end(job).state is JobState.DONE
         assert first.state is JobState.RUNNING
     finally:
@@ -453,7 +454,11 @@ def foreign(cluster: Cluster) -> Iterator[dict[str, set[str]]]:
     cluster.create(**told, kind="Secret", stringData=data)
     spec: dict[str, Any] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     cluster.create(**told, kind="PersistentVolumeClaim", spec=spec)
-    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "600"]}]}
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "600"]}],
+    }
     template = {"metadata": {"labels": {"wfl/session": "foreign"}}, "spec": pod}
     cluster.create(**{**told, "apiVersion": "batch/v1"}, kind="Job", spec={"template": template})
     until("its pod is there", lambda: cluster.held()["pods"])

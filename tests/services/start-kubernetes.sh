@@ -146,7 +146,7 @@ makeIPTablesUtilChains: false
 failSwapOn: false
 failCgroupV1: false
 resolvConf: ""
-maxPods: 250
+maxPods: 40
 serializeImagePulls: false
 kubeAPIQPS: 200
 kubeAPIBurst: 400

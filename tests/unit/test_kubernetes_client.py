@@ -413,18 +413,19 @@ def test_no_secret_stays_in_a_file(secure: Server, keys: Path, tmp_path: Path, t
     assert len({asked.handler for asked in secure.asked}) == 3  # connections: one each for the command, and anew
 
 
+def programs_files(path: Path) -> list[Path]:
+    """What the program's own client of this cluster keeps in files; the official client shares them."""
+    found = Configuration()
+    load: Any = kube_config.load_kube_config
+    load(str(path), client_configuration=found)
+    return [Path(str(name)) for name in (found.ssl_ca_cert, found.cert_file, found.key_file)]
+
+
 def test_the_programs_own_files_stay(secure: Server, keys: Path, tmp_path: Path, temporary: Path) -> None:
     """The program's own client of the same cluster keeps its files; those that it has lost, nobody needs."""
     path = ann(keys, tmp_path / "config", secure.url)
-
-    def own() -> list[Path]:
-        found = Configuration()
-        load: Any = kube_config.load_kube_config
-        load(str(path), client_configuration=found)
-        return [Path(str(name)) for name in (found.ssl_ca_cert, found.cert_file, found.key_file)]
-
     Client(Place(kubeconfig=str(path))).list("pods")
-    first = own()
+    first = programs_files(path)
     assert [file.exists() for file in first] == [True] * 3
     Client(Place(kubeconfig=str(path))).list("pods")
     assert sorted(temporary.iterdir()) == sorted(first)
@@ -432,7 +433,25 @@ def test_the_programs_own_files_stay(secure: Server, keys: Path, tmp_path: Path,
         file.unlink()
     Client(Place(kubeconfig=str(path))).list("pods")
     assert list(temporary.iterdir()) == []
-    assert [file.exists() for file in own()] == [True] * 3
+    assert [file.exists() for file in programs_files(path)] == [True] * 3
+
+
+def test_others_load_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, keys: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """The program's own client, loaded while there are files of ours, is not handed these."""
+    path = ann(keys, tmp_path / "config", "https://127.0.0.1")
+    made: Any = configuration._tls  # noqa: SLF001 - the moment at which there are files
+    theirs: list[Path] = []
+
+    def meanwhile(found: Any) -> ssl.SSLContext:
+        theirs.extend(programs_files(path))
+        return made(found)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(configuration, "_tls", meanwhile)
+    Client(Place(kubeconfig=str(path)))
+    assert [file.exists() for file in theirs] == [True] * 3
+    assert sorted(temporary.iterdir()) == sorted(theirs)
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
@@ -452,7 +471,7 @@ def test_whom_to_trust(
     """The server's certificate is compared with the authority and the name of the kubeconfig, for commands, too."""
     shutil.copy(keys / "ca.crt", tmp_path)  # relative paths are seen from the kubeconfig
     client = Client(Place(kubeconfig=str(write_config(tmp_path / "config", secure.url, cluster=cluster))))
-    for ask in (lambda: client.list("pods"), lambda: client.exec("p", "main", ["true"])):
+    for ask in (lambda: client.exec("p", "main", ["true"]), lambda: client.list("pods")):
         if words is None:
             assert ask()
         else:
@@ -830,14 +849,19 @@ def test_a_plugin_makes_credentials(server: Server, tmp_path: Path, plugin: Plug
         Client(Place(kubeconfig=str(path)))
 
 
-def test_a_plugins_token_that_ends_soon(server: Server, tmp_path: Path, plugin: Plugin) -> None:
+def certificate(keys: Path) -> dict[str, str]:
+    """As plugins tell it."""
+    return {"clientCertificateData": (keys / "ann.crt").read_text(), "clientKeyData": (keys / "ann.key").read_text()}
+
+
+def test_a_plugins_token_that_ends_soon(server: Server, keys: Path, tmp_path: Path, plugin: Plugin) -> None:
     """It is made anew before the server refuses it; where that fails, it is used as long as the server takes it."""
-    plugin.says(token="RUN", expirationTimestamp="2026-01-01T00:00:00Z")  # noqa: S106
+    plugin.says(token="RUN", expirationTimestamp="2026-01-01T00:00:00Z", **certificate(keys))  # noqa: S106
     client = Client(Place(kubeconfig=str(write_config(tmp_path / "config", server.url, user=plugin.user))))
     client.get("pods", "p")
     plugin.fails()
     client.get("pods", "p")
-    plugin.says(token="RUN", expirationTimestamp="2999-01-01T00:00:00Z")  # noqa: S106
+    plugin.says(token="RUN", expirationTimestamp="2999-01-01T00:00:00Z", **certificate(keys))  # noqa: S106
     client.get("pods", "p")
     client.get("pods", "p")
     assert [asked.headers["authorization"] for asked in server.asked] == [f"Bearer {run}" for run in (2, 2, 3, 3)]
@@ -847,8 +871,7 @@ def test_a_plugin_makes_certificates(
     secure: Server, keys: Path, tmp_path: Path, temporary: Path, plugin: Plugin
 ) -> None:
     """A certificate and its key count as a token does, and stay in no file either."""
-    pair = {name: (keys / file).read_text() for name, file in (("Certificate", "ann.crt"), ("Key", "ann.key"))}
-    plugin.says(**{f"client{name}Data": text for name, text in pair.items()})
+    plugin.says(**certificate(keys))
     cluster = {"certificate-authority": str(keys / "ca.crt")}
     client = Client(Place(kubeconfig=str(write_config(tmp_path / "c", secure.url, user=plugin.user, cluster=cluster))))
     assert list(temporary.iterdir()) == []

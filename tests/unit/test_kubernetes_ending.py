@@ -194,7 +194,8 @@ def test_the_helper_ends_all_until_none_is_left(monkeypatch: pytest.MonkeyPatch,
     assert not place.exists()
     assert server.jobs == []
     assert [asked[:2] for asked in server.asked] == [
-        ("list", "jobs"), ("delete", "pods"), ("delete", "jobs"), ("delete", "pods"), ("list", "jobs"), ("list", "jobs"),
+        *[("list", "jobs"), ("delete", "pods"), ("delete", "jobs"), ("delete", "pods")],
+        *[("list", "jobs")] * 2,
     ]  # fmt: skip
     assert server.places[0] == Place(namespace="n", timeout=ending.REQUEST)
     assert server.closed == len(server.places) == 5

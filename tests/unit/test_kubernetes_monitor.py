@@ -221,7 +221,6 @@ def test_machines(server: Server) -> None:
     server.lists = {
         "nodes": [NODE, {**NODE, "metadata": {"name": "node-2"}}],
         "metrics.k8s.io/v1beta1/nodes": [{"metadata": {"name": "node-1"}, "usage": {"cpu": "1500m", "memory": "1Gi"}}],
-        "nodemetrics": [{"metadata": {"name": "node-1"}, "usage": {"cpu": "1500m", "memory": "1Gi"}}],
     }
     one, two = KubernetesMonitor(Place()).machines()
     assert (one.name, one.available, one.cores, one.phys_memory) == ("node-1", True, 2, 24_684_092)
@@ -232,7 +231,7 @@ def test_machines(server: Server) -> None:
 @pytest.mark.parametrize("error", [NotThereError("no such path"), DeniedByDrmsError("missing")])
 def test_machines_without_metrics(server: Server, error: Exception) -> None:
     """Most clusters have no such server."""
-    server.lists = {"nodes": [NODE], "nodemetrics": error, "metrics.k8s.io/v1beta1/nodes": error}
+    server.lists = {"nodes": [NODE], "metrics.k8s.io/v1beta1/nodes": error}
     (one,) = KubernetesMonitor(Place()).machines()
     assert one.load is None
 
