@@ -428,9 +428,13 @@ class KubernetesBackend(Backend):
     def _see_suspension(self, job: Job, found: Object) -> None:
         """Others may hold and release it, too."""
         why = suspension(found)
-        if (why is None) == (job.suspended is None) or time.monotonic() - job.asked < AGAIN:  # it is our own doing
+        if why == job.suspended or time.monotonic() - job.asked < AGAIN:  # it is our own doing
             return
         job.suspended = why
+        if why == CANCELLED:
+            for task in job.unended():
+                if not task.has_pod:
+                    self._tell_end(task, facts.vanished(task.id, None, killed=True))
         self._report_waiting(job)
         if why is None:
             again = [task for task in job.unended() if task.begun and not task.has_pod]
@@ -574,7 +578,7 @@ class KubernetesBackend(Backend):
         try:
             with self._on_its_way():
                 files.put(self._client, name, task.job.copies)
-        except (DrmCommunicationError, InvalidSessionError) as error:
+        except (DrmCommunicationError, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
             log.info("kubernetes: the files of %s are not in its pod yet: %s", task.id, error)
             task.fed = -inf
             self._later(lambda: self._feed_again(task, name))
@@ -584,9 +588,12 @@ class KubernetesBackend(Backend):
 
     def _still_waits(self, name: str) -> bool:
         """Whether a pod waits for its files: another program may have brought them meanwhile."""
-        with suppress(NotThereError):
+        try:
             return "running" in facts.container(self._client.get("pods", name), files.IN)
-        return False
+        except NotThereError:
+            return False
+        except WflError:
+            return True
 
     def _feed_again(self, task: Task, name: str) -> None:
         try:

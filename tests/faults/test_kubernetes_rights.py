@@ -231,7 +231,9 @@ def _source_is_gone(account: Account, flow: Workflow, place: Path) -> Job | None
     (place / "file").touch()
     job = flow.run("true", stage_in_files={"/in/a": str(place / "file")}, submit_as_hold=True)
     (place / "file").unlink()
-    return job.release().wait(PATIENCE)
+    job.release().wait(PATIENCE / 2)
+    assert job.state is JobState.FAILED, "it waits for files that never come"
+    return job
 
 
 def _element_is_killed(account: Account, flow: Workflow, place: Path) -> Job | None:  # noqa: ARG001
