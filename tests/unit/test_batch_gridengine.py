@@ -6,6 +6,7 @@ The answers in tests/data/batch/gridengine are those of 8.1.9; lines that are no
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -653,8 +654,11 @@ def test_the_next_word_waits_for_a_signal(site: Site, monkeypatch: pytest.Monkey
     assert [gap >= 0.2 for gap in gaps] == [False, True, True, False]
 
 
-def test_closing_waits_for_a_signal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_a_signal(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no suspended job stays that was killed in the same moment."""
+    (tmp_path / "qdel").write_text("#!/bin/sh\n")
+    (tmp_path / "qdel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(GridEngine, "rest", 0.2)
     site.answers["qmod"] = "root - suspended job 15\n"
     assert site.backend.control(["15"], Action.SUSPEND) == {}

@@ -232,7 +232,8 @@ class Cluster:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """The same."""
+        """The same, for good."""
+        self.asked.append(("close",))
         self.hang_up()
 
     # -- as the world --
@@ -1044,6 +1045,21 @@ def test_what_was_asked_to_end_can_be_killed(room: Room, cluster: Cluster) -> No
     assert cluster.of("exec pods") == [("exec pods", name, "main", "/bin/sh", "-c", "kill -9 -1")]
 
 
+def test_an_end_may_be_heard_before_the_answer(room: Room, cluster: Cluster) -> None:
+    """It is that of a kill all the same."""
+    name = room.runs()
+
+    def end_first(selector: str, grace: int) -> None:
+        del selector
+        cluster.on.clear()
+        cluster.go(name, grace)
+        room.end()
+
+    cluster.on["delete_all pods"] = end_first
+    assert room.control(Action.KILL) == {}
+    assert (room.end().sub_state, room.end().annotation) == ("cancelled", None)
+
+
 def test_a_kill_that_was_not_done_is_told(room: Room, cluster: Cluster) -> None:
     """By id; what ends afterwards was not cancelled by it."""
 
@@ -1556,6 +1572,7 @@ def test_closing_ends_and_removes_everything(room: Room, cluster: Cluster) -> No
     ]
     assert (cluster.jobs, cluster.pods) == ({}, {})
     assert room.words == ["goodbye"]
+    assert cluster.asked[-1] == ("close",)
 
 
 def test_closing_with_a_store_leaves_records(open_room: Open, cluster: Cluster, tmp_path: Path) -> None:
@@ -1583,6 +1600,25 @@ def test_closing_may_leave_all_that_lives(open_room: Open, cluster: Cluster) -> 
     room.backend.close(end=False)
     assert [job["metadata"]["labels"]["wfl/key"] for job in cluster.jobs.values()] == ["k-1"]
     assert len(cluster.pods) == 1
+
+
+def test_what_lives_on_has_its_files_first(
+    open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Nobody else brings them: closing waits for that a while, and says what has not got them."""
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    source = tmp_path / "in.csv"
+    source.write_text("1")
+    rooms = [open_room(detach=True), open_room(detach=True)]
+    for number, room in enumerate(rooms):
+        room.submit(f"k-{number}", stage_in_files={"/in.csv": str(source)})
+    cluster.pod("k-1", state=RUNNING)
+    until(lambda: rooms[1].last("k-1").state is JobState.RUNNING)
+    rooms[1].backend.close(end=False)
+    assert "have not got their files" not in caplog.text
+    rooms[0].backend.close(end=False)
+    assert "1 jobs have not got their files yet; they wait for a later program" in caplog.text
+    assert len(cluster.jobs) == 2
 
 
 def test_what_cannot_be_ended_is_the_helpers(room: Room, cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
@@ -1642,7 +1678,7 @@ def test_closing_waits_for_what_is_being_made(room: Room, cluster: Cluster) -> N
 def test_a_session_that_was_never_used_asks_for_nothing(open_room: Open, cluster: Cluster) -> None:
     """But for the greeting."""
     open_room().backend.close(end=True)
-    assert [asked[0] for asked in cluster.asked] == ["get version"]
+    assert [asked[0] for asked in cluster.asked] == ["get version", "close"]
 
 
 def test_output_is_saved_where_it_is_wanted_when_all_is_ended(room: Room, cluster: Cluster, tmp_path: Path) -> None:

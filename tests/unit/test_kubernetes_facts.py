@@ -210,6 +210,17 @@ def test_other_runtimes_have_other_words_for_what_never_ran(reason: str) -> None
     assert facts.end("k", changed(PODS["three"], reason=reason)).sub_state == "launch_failure"
 
 
+def test_a_kill_that_may_have_been_for_memory() -> None:
+    """A node may say so half a minute too late: killed by nobody known, and with a limit, it is said as a guess."""
+    early = changed(PODS["eater"], reason="Error")
+    info = facts.end("k", early)
+    assert (info.sub_state, info.terminating_signal) == ("signaled", "SIGKILL")
+    assert "min_phys_memory" in (info.annotation or "")
+    assert facts.end("k", early, killed=True).annotation is None
+    assert facts.end("k", changed(early, exitCode=143)).annotation is None
+    assert facts.end("k", PODS["killed"]).annotation is None
+
+
 def test_a_command_may_give_127_itself() -> None:
     """Only the wrapper's own words tell that there was no command."""
     assert facts.end("k", changed(PODS["three"], exitCode=127)).sub_state == "exited"

@@ -307,7 +307,7 @@ def test_what_an_event_said_holds_until_the_pod_says_something(room: Room) -> No
     room.minder.note(task, "ErrImagePull: none", "ErrImagePull: none")
     assert task.words == "ErrImagePull: none"
     room.minder.note(task, None, None)
-    assert not (task.words or task.stuck)
+    assert not any((task.words, task.stuck))
 
 
 def test_a_pod_that_found_room_is_looked_after_again(room: Room) -> None:
