@@ -744,6 +744,8 @@ class KubernetesBackend(Backend):
             except WflError as error:
                 failures.update({task.id: error for job in jobs for task in alive[job]})
 
+        if grace == KILL:
+            self._results.keep(tasks)
         first = [task for task in tasks if not task.killed]
         for task in first:
             task.killed = True

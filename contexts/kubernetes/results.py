@@ -224,6 +224,15 @@ class Results:
         """Whether its output is in the pod's log, and anybody may want it."""
         return bool(task.pod) and "stdout" not in task.job.streams and not task.discards("stdout")
 
+    def keep(self, tasks: Iterable[Task]) -> None:
+        """What these have written to files is taken in now: they are killed, and their pods gone in a second."""
+
+        def keep(task: Task) -> None:
+            with suppress(WflError, OSError):
+                self._fetch_streams(task, task.pod or "")
+
+        in_threads(keep, [task for task in tasks if task.begun and task.job.streams], REQUESTS, "wfl-kubernetes-keep")
+
     def save(self, tasks: Iterable[Task]) -> None:
         """What these have written until now is kept where it is wanted: in its files."""
         wanted = [task for task in tasks if task.begun and (task.file("stdout") or task.file("stderr"))]

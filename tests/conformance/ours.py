@@ -310,7 +310,10 @@ _JOINED = {
         ("test_apart", "test_both_streams_full", "test_ended_output", "test_error_stream", "test_output_of_failure"),
         "a pod's log has both streams as one: see kubernetes-files",
     ),
-    "test_million_lines": "nodes lose parts of a log above 10 MiB: see kubernetes-files",
+    **dict.fromkeys(
+        ("test_many_lines", "test_million_lines"),
+        "nodes lose parts of a log above 10 MiB, and the end of one that is written fast: see kubernetes-files",
+    ),
 }
 
 _AS_PODS = {
@@ -318,6 +321,7 @@ _AS_PODS = {
     "test_empty_command": "without a command the image's own is run",
     "test_missing_working_directory": "the node makes the working directory",
     "test_not_a_program": "the node tells of what cannot be run as of an exit with 1",
+    "test_output_reaped_elsewhere": "output that was followed by this program stays with it",
     "test_release_some": "an array is held and released as a whole",
     "test_status_above_128": "the node tells an exit with 128+N and an end by signal N alike",
 }
