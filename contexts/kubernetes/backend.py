@@ -386,7 +386,7 @@ class KubernetesBackend(Backend):
         """Whether a pod has started just as its Job was held: then this was its only run."""
         if task.begun or not facts.started(pod):
             return False
-        task.dismissed.discard(task.uid)
+        task.dismissed -= {task.uid}
         task.job.suspended = CANCELLED
         self._pool.submit(lambda: cancel(self._client, {task.job.key: task.job.name}, TERMINATE, pods=False))
         return True
@@ -671,7 +671,7 @@ class KubernetesBackend(Backend):
     def _dismiss(self, task: Task) -> None:
         """Its pod goes, and that is not the task's end."""
         if task.uid:
-            task.dismissed.add(task.uid)
+            task.dismissed |= {task.uid}
 
     def _suspend(self, job: Job, why: str) -> None:
         before, job.suspended, job.asked = job.suspended, why, time.monotonic()
@@ -684,7 +684,7 @@ class KubernetesBackend(Backend):
         except WflError:
             job.suspended, job.asked = before, -inf
             for task in job.tasks.values():  # if it was done all the same, that is seen as if others had done it
-                task.dismissed.discard(task.uid)
+                task.dismissed -= {task.uid}
             self._later(lambda: self._look_at_job(job))
             raise
 

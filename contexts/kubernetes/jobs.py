@@ -76,7 +76,7 @@ class Task:
         self.pod: str | None = None  # its latest pod's name
         self.uid = ""
         self.born = ""
-        self.dismissed: set[str] = set()  # pods whose ends are not the task's
+        self.dismissed: frozenset[str] = frozenset()  # pods whose ends are not the task's
         self.going = False  # its pod was told to end, with all the time that it has for that
         self.begun = False  # its command was seen running, in whatever pod
         self.over = self.killed = self.finishing = self.reaped = False

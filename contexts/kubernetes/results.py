@@ -59,7 +59,12 @@ class Results:
         if stream == "stderr":  # in the log, as standard output
             return b"", True
         output = self._whole(task) if task.over or task.finishing else self._follow(task)
-        data = output.read(offset, limit)
+        try:
+            data = output.read(offset, limit)
+        except InvalidStateError:
+            if task.output is output:
+                raise
+            data = self._whole(task).read(offset, limit)  # it has just ended, and was read anew
         return data, len(data) < limit
 
     def _read_file(self, task: Task, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:

@@ -25,6 +25,8 @@ UNEXPLAINED = 5.0
 """Seconds that a job waits without a reason before the cluster's events are looked at."""
 LOOKS = (5.0, 60.0)
 """Shortest and longest pause in seconds between two looks at events: one for all jobs."""
+RATHER = 0.1
+"""Shortest pause in seconds between two looks at what waits."""
 _MEANT = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedBinding")
 """Events that tell why a pod does not come, or not on; the rest is in the pods themselves."""
 _MAY_PASS = ("exceeded quota", "timed out waiting", "object has been modified")
@@ -69,6 +71,7 @@ class Minder:
                 wait = LOOKS[1]
             self._called.wait(None if wait == inf else wait)
             self._called.clear()
+            self._closed.wait(RATHER)  # thousands may be submitted at once
 
     def _look(self) -> float:
         """Do what is due; seconds until something is again."""
