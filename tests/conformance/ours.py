@@ -264,6 +264,7 @@ NAMESPACE = os.environ.get("WFL_NAMESPACE")
 """The suite's own in the user's cluster, that of KUBECONFIG; None: the cluster that `make services` starts is meant."""
 _PODS = JobTemplate() if NAMESPACE else JobTemplate(stage_in_files={str(MOUNTED): f"hostpath:{MOUNTED}"})
 """What lets pods see the shared directory, where their node is this machine."""
+_RIGHTS = "WFL_CONFORMANCE_RIGHTS"
 _KINDS = ("configmaps", "jobs", "persistentvolumeclaims", "pods", "secrets")
 
 
@@ -279,8 +280,8 @@ def _client(**place: Any) -> Iterator[Client]:
 
 
 @functools.cache
-def _place() -> Mapping[str, str]:
-    """The settings that lead to the suite's namespace, which is made unless it is there."""
+def _own_place() -> Mapping[str, str]:
+    """The settings that lead to the suite's namespace, which is made unless it is there, with all rights there are."""
     if NAMESPACE:
         place = {"namespace": NAMESPACE}
     else:
@@ -293,6 +294,29 @@ def _place() -> Mapping[str, str]:
     return place
 
 
+@functools.cache
+def _place() -> Mapping[str, str]:
+    """The same with the rights that the documentation asks for, and no others; those of the user in his own cluster."""
+    place = _own_place()
+    if NAMESPACE:
+        return place
+    account = f"{place['namespace']}:wfl"
+    if os.environ.get(_RIGHTS) != account:  # else a program that was started by the suite
+        _give_rights(account, "kubectl", "--kubeconfig", place["kubeconfig"], "--namespace", place["namespace"])
+        os.environ[_RIGHTS] = account
+    return {**place, "impersonate": f"system:serviceaccount:{account}"}
+
+
+def _give_rights(account: str, *kubectl: str) -> None:
+    """Bind a service account to the roles in the documentation."""
+    roles = [f"{SERVICES.parents[1]}/docs/kubernetes-{name}.yaml" for name in ("role", "cluster-role")]
+    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
+    subprocess.run([*kubectl, "apply", *(f"--filename={role}" for role in roles)], check=True, **given)
+    binding = ("clusterrolebinding", "wfl-conformance", "--clusterrole=wfl-monitoring", f"--serviceaccount={account}")
+    done = subprocess.run([*kubectl, "create", *binding], check=False, **given)
+    assert not done.returncode or "already exists" in done.stderr, done.stderr
+
+
 def _in_pods(default: JobTemplate, *, default_template: JobTemplate | None = None, **given: Any) -> KubernetesContext:
     default = default if default_template is None else default_template.merged_with(default)
     return KubernetesContext(image="busybox:1", default_template=default, **{**_place(), **given})
@@ -300,7 +324,7 @@ def _in_pods(default: JobTemplate, *, default_template: JobTemplate | None = Non
 
 def _count_objects() -> dict[str, int]:
     """What the namespace holds, but for what the cluster puts into each."""
-    with _client(**_place()) as client:
+    with _client(**_own_place()) as client:
         names = {kind: [each["metadata"]["name"] for each in client.list(kind)[0]] for kind in _KINDS}
     return {kind: len({*names[kind]} - {"kube-root-ca.crt"}) for kind in _KINDS}
 
