@@ -172,12 +172,11 @@ def clean(session_name: str, context: KubernetesContext | None = None) -> int:
     chosen = context or KubernetesContext()
     with _official_client():
         from wfl.contexts.kubernetes.client import Client
-        from wfl.contexts.kubernetes.ending import KILL
+        from wfl.contexts.kubernetes.ending import remove_all
         from wfl.contexts.kubernetes.template import label_value
     selector = f"wfl/session={label_value(session_name)}"
     with closing(Client(chosen.place)) as client:
         found, _ = client.list("jobs", selector)
         if found:
-            client.delete_all("jobs", selector)
-            client.delete_all("pods", selector, grace=KILL)
+            remove_all(client, selector)
     return len(found)

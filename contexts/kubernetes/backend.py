@@ -7,6 +7,7 @@ list that comes before each watch makes good. No thread waits for a job; what co
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -71,7 +72,6 @@ STOPPING = 4
 """Requests at once that end many jobs, each some of them."""
 SHOWN = 5
 """Jobs that a line for people names one by one."""
-_RELEASED = {"spec": {"suspend": False}, "metadata": {"annotations": {SUSPENDED: None}}}
 _HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
 
 
@@ -226,12 +226,22 @@ class KubernetesBackend(Backend):
     def _create(self, job: Job, body: Object) -> None:
         job.asked = time.monotonic()
         try:
-            created = self._client.create("jobs", body)
+            created = self._create_once(job, body)
         except WflError as error:
             if isinstance(error, UnsentError) or not isinstance(error, DrmCommunicationError):
                 job.asked = -inf  # it is certain that there is none
             raise
         self._complete(job, created)
+
+    def _create_once(self, job: Job, body: Object) -> Object:
+        """A request that was repeated on its way may find its own Job."""
+        try:
+            return self._client.create("jobs", body)
+        except ExistsError:
+            found = self._client.get("jobs", job.name)
+            if found["metadata"].get("labels") != body["metadata"]["labels"]:
+                raise
+            return found
 
     def _complete(self, job: Job, created: Object) -> None:
         """Make what a Job needs and owns, then let it go. Nothing is harmed by a second time."""
@@ -244,7 +254,7 @@ class KubernetesBackend(Backend):
             job.prepared = True
             if job.suspended == MAKING:
                 job.suspended = None
-                self._client.patch("jobs", job.name, _RELEASED)
+                self._client.patch("jobs", job.name, _released(job))
         except DrmCommunicationError:
             raise
         except WflError:
@@ -476,17 +486,21 @@ class KubernetesBackend(Backend):
 
     def _ended(self, task: Task, pod: Object | None, *, deleted: bool = True) -> None:
         """A pod is over, or gone (None: nobody heard its last words)."""
+        if pod is not None and not task.has_pod:  # whoever dismissed it wants nothing of it
+            self._pool.submit(partial(self._results.let_go, pod))
         with self._known.lock:
             if task.finishing or task.over or not task.has_pod:
                 return
             task.finishing = True
         if pod is not None and task.job.template.rerunnable and not task.killed and (why := facts.disruption(pod)):
             self._dismiss(task)
+            self._pool.submit(partial(self._results.let_go, pod))
             task.finishing = False
             self._report([fact(id=task.id, state=JobState.REQUEUED, annotation=why[1])])
             return
         going = pod is None or deleted or bool(pod["metadata"].get("deletionTimestamp"))
-        if pod is None or going or task.file("stdout") is not None or task.job.fetched or task.job.streams:
+        moved = task.job.fetched or task.job.streams or (pod is not None and facts.waits(pod, files.OUT))
+        if pod is None or going or moved or task.file("stdout") is not None:
             self._pool.submit(lambda: self._finish(task, pod, going=going))
         else:
             self._tell_end(task, facts.end(task.id, pod, killed=task.killed))
@@ -520,8 +534,10 @@ class KubernetesBackend(Backend):
             found = self._job_of(task)
             if suspension(found) == CANCELLED:  # by another program of this session
                 task.killed = True
-            elif suspension(found) is not None:  # by somebody who does not know that this ends what runs
-                self._held_by_others(task)
+            elif found["spec"].get("suspend"):  # by somebody who does not know that this ends what runs, or by Kueue
+                self._held_by_others(task, suspension(found))
+                if pod is not None:
+                    self._results.let_go(pod)
                 return None
             if not final:
                 info = facts.end_by_job(task.id, found, task.number, killed=task.killed)
@@ -539,12 +555,14 @@ class KubernetesBackend(Backend):
         except NotThereError:
             return {"metadata": {}, "spec": {}}
 
-    def _held_by_others(self, task: Task) -> None:
+    def _held_by_others(self, task: Task, why: str | None) -> None:
         self._dismiss(task)
-        task.job.suspended = HELD
+        task.job.suspended = why
         words = "its Job was suspended by somebody" + (": it begins anew when it is released" if task.begun else "")
-        state = JobState.REQUEUED_HELD if task.begun else JobState.QUEUED_HELD
-        self._report([fact(id=task.id, state=state, annotation=words)])
+        waiting, again = JobState.QUEUED_HELD, JobState.REQUEUED_HELD
+        if why is None:
+            waiting, again = JobState.QUEUED, JobState.REQUEUED
+        self._report([fact(id=task.id, state=again if task.begun else waiting, annotation=words)])
 
     def _tell_end(self, task: Task, info: JobInfo) -> None:
         with self._known.lock:
@@ -650,6 +668,8 @@ class KubernetesBackend(Backend):
             raise UnsupportedOperationError(
                 "an array is held, released and suspended as a whole: its elements are one Job"
             )
+        if job.is_kueues:
+            raise UnsupportedOperationError("Kueue holds and releases it: its Job has the extension kueue_queue")
         begun = any(task.begun for task in left)
         if action is Action.HOLD:
             if begun or any(task.placed for task in left):
@@ -696,7 +716,7 @@ class KubernetesBackend(Backend):
         else:
             before, job.suspended, job.asked = job.suspended, None, time.monotonic()
             try:
-                self._client.patch("jobs", job.name, _RELEASED)
+                self._client.patch("jobs", job.name, _released(job))
             except WflError:
                 job.suspended = before
                 raise
@@ -788,11 +808,14 @@ class KubernetesBackend(Backend):
         shell = self._defaults.shell
         command = [shell, "-c", "kill -9 -1"] if shell else ["kill", "-9", "-1"]
         try:
-            self._client.exec(task.pod or "", facts.MAIN, command)
+            status, error = self._client.exec(task.pod or "", facts.MAIN, command)
+            if status not in (126, 127):
+                return
         except (NotThereError, InvalidStateError):
             return
-        except WflError as error:
-            log.warning("kubernetes: %s was asked to end, and cannot be killed before its time: %s", task.id, error)
+        except WflError as refusal:
+            error = str(refusal)
+        log.warning("kubernetes: %s was asked to end, and cannot be killed before its time: %s", task.id, error)
 
     def _remove_pod(self, pod: Object) -> None:
         with suppress(WflError):
@@ -900,6 +923,8 @@ class KubernetesBackend(Backend):
             job = Job(key, found["metadata"]["name"], task.template, _indexes_of(found), own=False)
             moved = template.moved(task.template)
             job.copies, job.fetched, job.streams = moved.copies, moved.fetched, moved.streams
+            with suppress(WflError, KeyError, ValueError):  # what is in its pod does not depend on paths of this side
+                job.streams = job.streams or template.moved(_recorded(found)).streams
             job.suspended = suspension(found)
             job.start = _start_of(task.template) if job.suspended == WAITING else None
             self._known.add(job)
@@ -1006,19 +1031,34 @@ class KubernetesBackend(Backend):
             self._undertaker.abandon()
 
 
+def _released(job: Job) -> dict[str, Any]:
+    """What lets a Job go; one that Kueue admits is Kueue's to let go. Its deadline is counted from then on."""
+    note = {"metadata": {"annotations": {SUSPENDED: None}}}
+    if job.is_kueues:
+        return note
+    left: dict[str, int] = {}
+    if (deadline := job.template.deadline_time) is not None:
+        left = {"activeDeadlineSeconds": max(1, math.ceil(deadline.timestamp() - time.time()))}
+    return {**note, "spec": {"suspend": False, **left}}
+
+
 def _start_of(given: JobTemplate) -> float | None:
     return None if given.start_time is None else given.start_time.timestamp()
 
 
 def _order(found: Object) -> tuple[str, list[int]]:
     """That of submission: by the second, and in a program by the number at the key's end."""
-    key = found["metadata"]["labels"][KEY]
-    return found["metadata"]["creationTimestamp"], [int(part) for part in key.rpartition("-")[2].split(".")]
+    parts = found["metadata"]["labels"].get(KEY, "").rpartition("-")[2].split(".")
+    return found["metadata"]["creationTimestamp"], [int(part) for part in parts if part.isdecimal()]
 
 
 def _indexes_of(found: Object) -> range | None:
     text = found["metadata"].get("annotations", {}).get("wfl/indexes")
     return None if text is None else range(*map(int, text.split(":")))
+
+
+def _recorded(found: Object) -> JobTemplate:
+    return JobTemplate.from_json(found["metadata"]["annotations"]["wfl/template"])
 
 
 def _remembered(found: Object) -> list[Known]:
@@ -1027,7 +1067,7 @@ def _remembered(found: Object) -> list[Known]:
     Nor are the paths on this side that it was to read and write: anybody who may create Jobs could say that.
     """
     annotations, key = found["metadata"]["annotations"], found["metadata"]["labels"][KEY]
-    given = JobTemplate.from_json(annotations["wfl/template"]).replace(**dict.fromkeys(_HERE))
+    given = _recorded(found).replace(**dict.fromkeys(_HERE))
     submitted = datetime.fromisoformat(found["metadata"]["creationTimestamp"]).astimezone(UTC)
     index, indexes = annotations.get("wfl/index"), _indexes_of(found)
     which: list[tuple[str, int | None]] = [(key, None if index is None else int(index))]

@@ -73,10 +73,15 @@ def end_program(client: Client, program: str, *, keep: bool, end: bool) -> int:
         cancel(client, {job["metadata"]["labels"][KEY]: job["metadata"]["name"] for job in doomed}, KILL)
         return len(doomed)
     if found:
-        client.delete_all("pods", selector, grace=KILL)  # first: a Job's end gives them all the time that they have
-        client.delete_all("jobs", selector)
-        client.delete_all("pods", selector, grace=KILL)
+        remove_all(client, selector)
     return len(found)
+
+
+def remove_all(client: Client, selector: str) -> None:
+    """Remove Jobs with their pods, whatever they do."""
+    client.delete_all("pods", selector, grace=KILL)  # first: a Job's end gives them all the time that they have
+    client.delete_all("jobs", selector)
+    client.delete_all("pods", selector, grace=KILL)
 
 
 def cancel(client: Client, names: Mapping[str, str], grace: int, *, pods: bool = True) -> None:

@@ -6,8 +6,10 @@ asked only for what no pod tells any more.
 
 from __future__ import annotations
 
+import re
 import signal
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import ended
@@ -30,6 +32,7 @@ NOT_FOUND = "wfl: "
 HARMLESS = ("ContainerCreating", "PodInitializing", "")
 """Reasons for waiting that every pod has on its way."""
 
+_NO_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 _NOT_FOUND_STATUS, _KILLED = 127, 128 + signal.SIGKILL
 _OUT_OF_MEMORY = "a process of it was killed as it needed more than its min_phys_memory"
 _PERHAPS = "it was killed by nobody known, perhaps as it needed more than its min_phys_memory"
@@ -80,6 +83,11 @@ def over(pod: Object) -> bool:
     state = container(pod)  # a pod that is evicted has failed some seconds before its command has ended
     failed = pod.get("status", {}).get("phase") in ("Succeeded", "Failed") and "running" not in state
     return "terminated" in state or failed
+
+
+def waits(pod: Object, name: str) -> bool:
+    """Whether one of its helping containers runs, and waits for what is to be done with files."""
+    return "running" in container(pod, name)
 
 
 def disruption(pod: Object) -> tuple[SubState, str] | None:
@@ -136,7 +144,8 @@ def stuck(pod: Object) -> str | None:
     for waiting in _waiting(pod):
         if waiting.get("reason", "") not in HARMLESS:
             return _words(waiting)
-    return None
+    missing = (one for one in _unscheduled(pod) if _NO_CLAIM.search(one.get("message") or ""))
+    return next(map(_words, missing), None)
 
 
 def _waiting(pod: Object) -> Iterator[Object]:
@@ -201,7 +210,7 @@ def vanished(id: str, pod: Object | None, *, killed: bool) -> JobInfo:
 def _why(pod: Object, *, killed: bool) -> tuple[SubState | None, str | None]:
     """What ended it, if not the command itself."""
     told = pod.get("status", {})
-    if told.get("reason") in _REASONS:
+    if told.get("reason") in _REASONS and not _was_over(pod):
         return _REASONS[told["reason"]], _words(told)
     if found := disruption(pod):
         return found
@@ -210,6 +219,15 @@ def _why(pod: Object, *, killed: bool) -> tuple[SubState | None, str | None]:
     if pod["metadata"].get("deletionTimestamp"):
         return "cancelled", "its pod, or its Job, was deleted by somebody"
     return None, None
+
+
+def _was_over(pod: Object) -> bool:
+    """Whether its command had ended before the time of its pod was up, which then waited for its files only."""
+    begun, limit = when(pod["status"].get("startTime")), pod.get("spec", {}).get("activeDeadlineSeconds")
+    ended_at = when(container(pod).get("terminated", {}).get("finishedAt"))
+    if pod["status"]["reason"] != "DeadlineExceeded" or begun is None or ended_at is None or limit is None:
+        return False
+    return (ended_at - begun).total_seconds() < limit
 
 
 def _failed_before(pod: Object) -> str | None:
@@ -292,6 +310,7 @@ def end_by_job(id: str, job: Object, number: int | None, *, killed: bool = False
     return ended(id, sub_state="lost", annotation=f"its pod is gone, and its exit status with it; {said}", **more)
 
 
+@lru_cache(maxsize=8)  # asked for each element of an array
 def indexes(text: str) -> _Indexes:
     """A Job's list of elements, such as "0,4-7"."""
     return _Indexes(text)

@@ -157,6 +157,11 @@ class Job:
             self.tasks[number] = Task(self, f"{key}.{index}", index, number)
 
     @property
+    def is_kueues(self) -> bool:
+        """Whether Kueue suspends and releases it."""
+        return "kueue_queue" in (self.template.extensions or {})
+
+    @property
     def is_array(self) -> bool:
         """Whether it has elements."""
         return None not in self.tasks

@@ -189,15 +189,22 @@ class Results:
 
     def _fetch(self, task: Task, pod: Object) -> str | None:
         """What waits in the pod for being fetched; what went wrong, in words."""
-        if not (task.job.fetched or task.job.streams) or not facts.started(pod):
-            return None
-        if "running" not in facts.container(pod, files.OUT):
-            return "its files were not fetched before its pod ended"
-        name = pod["metadata"]["name"]
-        trouble = self._fetch_streams(task, name)
-        trouble = files.fetch(self._client, name, task.job.wanted(task)) or trouble
+        name, begun = pod["metadata"]["name"], facts.started(pod)
+        if not facts.waits(pod, files.OUT):
+            lost = begun and (task.job.fetched or task.job.streams)
+            return "its files were not fetched before its pod ended" if lost else None
+        trouble = None
+        if begun:
+            trouble = self._fetch_streams(task, name)
+            trouble = files.fetch(self._client, name, task.job.wanted(task)) or trouble
         files.done(self._client, name)
         return trouble
+
+    def let_go(self, pod: Object) -> None:
+        """Nothing is wanted of this pod: it need not wait."""
+        if facts.waits(pod, files.OUT):
+            with suppress(WflError):
+                files.done(self._client, pod["metadata"]["name"])
 
     def _fetch_streams(self, task: Task, pod: str) -> str | None:
         """Take in what has been written to files so far."""

@@ -174,7 +174,7 @@ def manifests(
         "metadata": {
             "name": name,
             "labels": labels,
-            "annotations": _annotations(template, identity, indexes, now),
+            "annotations": _annotations(template, identity, indexes),
         },
         "spec": {
             **_counts(template, indexes, max_parallel),
@@ -215,11 +215,6 @@ def moved(template: JobTemplate) -> Files:
     files = Files(template, "", {})
     files.take_out()
     return files
-
-
-def needs_making(made: Made) -> bool:
-    """Whether objects are to be made that bear the Job's uid, so that its pods must not start at once."""
-    return bool(made.extra)
 
 
 def native(template: JobTemplate, indexes: range, defaults: Defaults) -> bool:
@@ -294,15 +289,13 @@ def _labels(template: JobTemplate, identity: Identity) -> dict[str, str]:
     return found
 
 
-def _annotations(template: JobTemplate, identity: Identity, indexes: range | None, now: datetime) -> dict[str, str]:
+def _annotations(template: JobTemplate, identity: Identity, indexes: range | None) -> dict[str, str]:
     """What a later program learns of the job."""
     found = {"wfl/job": identity.job_id, "wfl/session": identity.session}
     if identity.index is not None:
         found["wfl/index"] = str(identity.index)
     if indexes is not None:
         found["wfl/indexes"] = f"{indexes.start}:{indexes.stop}:{indexes.step}"
-    if template.start_time and template.start_time > now:
-        found["wfl/start"] = template.start_time.isoformat()
     found["wfl/template"] = _record(template)
     return found
 
@@ -323,6 +316,8 @@ def _record(template: JobTemplate) -> str:
 
 
 def _why_suspended(template: JobTemplate, now: datetime) -> str | None:
+    if (template.submit_as_hold or template.start_time) and "kueue_queue" in (template.extensions or {}):
+        raise InvalidArgumentError("submit_as_hold or start_time with kueue_queue: when it may start is Kueue's to say")
     if template.submit_as_hold:
         return HELD
     return WAITING if template.start_time and template.start_time > now else None

@@ -27,7 +27,7 @@ LOOKS = (5.0, 60.0)
 """Shortest and longest pause in seconds between two looks at events: one for all jobs."""
 RATHER = 0.1
 """Shortest pause in seconds between two looks at what waits."""
-_MEANT = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedBinding")
+_MEANT = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 """Events that tell why a pod does not come, or not on; the rest is in the pods themselves."""
 _MAY_PASS = ("exceeded quota", "timed out waiting", "object has been modified")
 """Words of events that time alone may make good."""

@@ -79,6 +79,7 @@ class Watch:
     def _list(self) -> str:
         items, version = self._client.list(self._kind, self._selector)
         self._listed(items)
+        self.error = None
         self.ready.set()
         return version
 

@@ -824,6 +824,17 @@ def test_a_rerunnable_job_runs_again(room: Room, cluster: Cluster) -> None:
     assert dict(room.end().extensions or {}) == {"pod": second}
 
 
+@pytest.mark.parametrize("files", [{"stage_out_files": {"/tmp/x": "/out/x"}}, {"extensions": {"output": "file"}}])
+def test_a_pod_that_is_replaced_does_not_wait(room: Room, cluster: Cluster, files: Mapping[str, Any]) -> None:
+    """For its files: nobody wants those of a run that is done again, and the next pod is made when it has ended."""
+    name = room.runs(rerunnable=True, **files)
+    cluster.pods[name]["status"]["initContainerStatuses"] = [{"name": "wfl-out", "state": RUNNING}]
+    cluster.disrupt(name)
+    cluster.state(name, ended(143))
+    until(lambda: [one for one in cluster.of("exec pods") if '.done"' in one[-3]])
+    assert room.last().state is JobState.REQUEUED
+
+
 def test_a_rerunnable_job_may_end_by_itself(room: Room, cluster: Cluster) -> None:
     """An exit status of its own is its end."""
     cluster.state(room.runs(rerunnable=True), ended(3))
@@ -840,6 +851,29 @@ def test_a_rerunnable_job_is_killed_between_its_runs(room: Room, cluster: Cluste
     assert room.end().sub_state == "cancelled"
     late = cluster.pod("k-1", state=CREATING)
     until(lambda: late not in cluster.pods)
+
+
+def test_what_kueue_takes_back_begins_anew(room: Room, cluster: Cluster) -> None:
+    """Kueue ends a running job for a more urgent one; that is no end of it, and nobody holds it."""
+    name = room.runs(extensions={"kueue_queue": "q"})
+    cluster.job("k-1")["spec"]["suspend"] = True
+    cluster.go(name, 30)
+    until(lambda: room.last().state is JobState.REQUEUED)
+    assert not room.ended()
+    cluster.job("k-1")["spec"]["suspend"] = False
+    cluster.state(cluster.pod("k-1", state=RUNNING), ended())
+    assert room.end().state is JobState.DONE
+    assert JobState.REQUEUED_HELD not in room.states()
+
+
+def test_kueue_alone_lets_its_jobs_go(room: Room, cluster: Cluster) -> None:
+    """Neither is one released that only waited for its objects, nor is one held."""
+    extensions = {"kueue_queue": "q"}
+    room.submit(extensions=extensions, stage_in_files={"/a": "inline:x"})
+    (patched,) = cluster.of("patch jobs")
+    assert patched[2] == {"metadata": {"annotations": {"wfl/suspended": None}}}
+    failures = room.control(Action.HOLD)
+    assert "Kueue holds and releases it" in str(failures["k-1"])
 
 
 def test_an_earlier_pod_says_nothing(room: Room, cluster: Cluster) -> None:
@@ -1687,3 +1721,80 @@ def test_output_is_saved_where_it_is_wanted_when_all_is_ended(room: Room, cluste
     cluster.logs[name] = b"so far\n"
     room.backend.close(end=True)
     assert (tmp_path / "out").read_bytes() == b"so far\n"
+
+
+def test_a_creation_that_finds_its_own_job(room: Room, cluster: Cluster) -> None:
+    """A request that was repeated on its way has made it; somebody else's of that name is refused."""
+
+    def repeated(body: Mapping[str, Any]) -> None:
+        cluster.on = {}
+        cluster.create("jobs", body)
+
+    cluster.on["create jobs"] = repeated
+    assert room.submit() == "k-1"
+
+    def taken(body: Mapping[str, Any]) -> None:
+        cluster.on = {}
+        cluster.create("jobs", {**body, "metadata": {**body["metadata"], "labels": {"app": "other"}}})
+
+    cluster.on["create jobs"] = taken
+    assert isinstance(room.submit("k-2"), ExistsError)
+
+
+def test_a_job_with_strange_labels_is_left_out(open_room: Open, cluster: Cluster) -> None:
+    """Anybody may write them; the session's own jobs are remembered all the same."""
+    room = open_room(detach=True)
+    room.submit()
+    strange = copy.deepcopy(cluster.job("k-1"))
+    strange["metadata"] = {**strange["metadata"], "name": "strange", "annotations": {}}
+    strange["metadata"]["labels"] = {**strange["metadata"]["labels"], "wfl/key": "no-number"}
+    cluster.create("jobs", strange)
+    del strange["metadata"]["labels"]["wfl/key"]
+    strange["metadata"]["name"] = "stranger"
+    cluster.create("jobs", strange)
+    assert [known.key for known in room.backend.remembered()] == ["k-1"]
+
+
+def test_a_deadline_is_counted_from_the_release(room: Room, cluster: Cluster) -> None:
+    """The cluster counts seconds, and begins when the Job is not suspended any more."""
+    room.submit(submit_as_hold=True, deadline_time=datetime.now(UTC) + timedelta(hours=1))
+    cluster.jobs[cluster.job("k-1")["metadata"]["name"]]["spec"]["activeDeadlineSeconds"] = 9
+    assert room.control(Action.RELEASE) == {}
+    assert 3500 < cluster.job("k-1")["spec"]["activeDeadlineSeconds"] <= 3600
+
+
+def test_output_in_files_of_a_job_that_is_found_without_a_store(open_room: Open, cluster: Cluster) -> None:
+    """The paths on this side are not taken from annotations, but that there is something to fetch is."""
+    open_room(detach=True).submit(error_path="/tmp/somewhere")
+    room = open_room(detach=True)
+    cluster.sessions = 2
+    (known,) = room.backend.remembered()
+    assert known.template.error_path is None
+    room.backend.find([known])
+    assert [*room.backend._known.jobs["k-1"].streams] == ["stderr"]  # noqa: SLF001 - its pod would have to end
+
+
+def test_a_kill_that_fails_leaves_what_an_earlier_one_has_done(room: Room, cluster: Cluster) -> None:
+    """The job was ended by its own program, whatever becomes of a second word to it."""
+    cluster.obedient = False
+    name = room.runs()
+    assert room.control(Action.TERMINATE) == {}
+    cluster.on["delete_all pods"] = lambda *_: (_ for _ in ()).throw(LOST)
+    assert isinstance(room.control(Action.KILL)["k-1"], DrmCommunicationError)
+    cluster.state(name, ended(143))
+    assert room.end().sub_state == "cancelled"
+    assert room.end().annotation is None
+
+
+def test_giving_up_waits_for_the_api_server(open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is not called failed while it may yet start."""
+    monkeypatch.setattr(trouble, "RATHER", 0.001)
+    room = open_room(patience=0.05)
+    room.submit()
+    cluster.on["delete_all pods"] = lambda *_: (_ for _ in ()).throw(LOST)
+    cluster.pod("k-1", state=NO_IMAGE)
+    until(lambda: cluster.count("delete_all pods") > 1)
+    assert not room.ended()
+    cluster.on = {}
+    info = room.end()
+    assert (info.sub_state, "no such image" in (info.annotation or "")) == ("launch_failure", True)

@@ -440,3 +440,31 @@ def test_times(text: str | None, time: datetime | None) -> None:
     """In UTC; the times that stand for none are none."""
     assert facts.when(text) == time
     assert time is None or (facts.when(text) or time).tzinfo is UTC
+
+
+def test_a_claim_that_is_not_there_is_stuck() -> None:
+    """No node can be found for it, but it is no want of room: somebody has to make it."""
+    message = '0/1 nodes are available: persistentvolumeclaim "data" not found.'
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    pod = {"metadata": {"name": "p"}, "spec": {}, "status": {"phase": "Pending", "conditions": [condition]}}
+    assert facts.stuck(pod) == f"Unschedulable: {message}"
+
+
+@pytest.mark.parametrize(
+    ("finished", "sub_state"), [("2030-01-01T00:00:05Z", "exited"), ("2030-01-01T00:01:02Z", "timeout")]
+)
+def test_time_that_is_up_when_all_is_done(finished: str, sub_state: str) -> None:
+    """A pod that waits for its files to be fetched has ended what it was to do."""
+    final = {"exitCode": 3, "reason": "Error", "startedAt": "2030-01-01T00:00:02Z", "finishedAt": finished}
+    pod = {
+        "metadata": {"name": "p"},
+        "spec": {"activeDeadlineSeconds": 60},
+        "status": {
+            "phase": "Failed",
+            "reason": "DeadlineExceeded",
+            "startTime": "2030-01-01T00:00:00Z",
+            "containerStatuses": [{"name": "main", "state": {"terminated": final}}],
+        },
+    }
+    info = facts.end("k-1", pod)
+    assert (info.sub_state, info.exit_status) == (sub_state, 3)

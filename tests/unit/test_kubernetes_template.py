@@ -327,16 +327,9 @@ def test_why_it_is_suspended() -> None:
     assert "wfl/suspended" not in annotations()
     assert annotations(**making)["wfl/suspended"] == "making"
     assert annotations(start_time=later, **making)["wfl/suspended"] == "waiting"
-    assert annotations(start_time=later)["wfl/start"] == later.isoformat()
     assert annotations(start_time=later, submit_as_hold=True)["wfl/suspended"] == "held"
     given = annotations({"suspended": "cancelled"}, submit_as_hold=True)
     assert given["wfl/suspended"] == "cancelled"
-
-
-def test_only_objects_need_making() -> None:
-    """Copies are put into the pod that waits for them."""
-    assert not template.needs_making(made(stage_in_files={"/a": "/tmp"}))
-    assert template.needs_making(made(stage_in_files={"/a": "new-claim:1Gi"}))
 
 
 # --- arrays and the shell that starts a command -----------------------------------------------------------
@@ -858,6 +851,7 @@ WRONG: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"remote_command": "x", "input_path": "/dev/stdin"}, "input_path has /dev/stdin", InvalidArgumentError),
     ({"output_path": "/no/such"}, "output_path /no/such: there is no directory", InvalidArgumentError),
     ({"remote_command": "x", "error_path": "e", "join_files": True}, "join_files", InvalidArgumentError),
+    ({"submit_as_hold": True, "extensions": {"kueue_queue": "q"}}, "Kueue's to say", InvalidArgumentError),
     ({"args": ("\udcff",)}, "is not UTF-8", InvalidArgumentError),
     ({"args": ("x" * 100_000,) * 16}, "the Job would have 1600", InvalidArgumentError),
     ({"extensions": {"annotations": f"a={'x' * 300_000}"}}, "annotations would have", InvalidArgumentError),
