@@ -227,7 +227,7 @@ def _was_over(pod: Object) -> bool:
     ended_at = when(container(pod).get("terminated", {}).get("finishedAt"))
     if pod["status"]["reason"] != "DeadlineExceeded" or begun is None or ended_at is None or limit is None:
         return False
-    return (ended_at - begun).total_seconds() < limit
+    return bool((ended_at - begun).total_seconds() < limit)
 
 
 def _failed_before(pod: Object) -> str | None:

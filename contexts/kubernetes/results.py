@@ -36,6 +36,8 @@ FOLLOWERS = 32
 at their ends, unless somebody does."""
 PEEK = 0.5
 """Shortest pause in seconds between two commands in a pod that read what it writes to a file."""
+LOOK = 0.01
+"""Seconds between two looks at whether what is followed has ended, which takes a second at most."""
 SHORT = 1 << 20
 """Bytes of output for which no node begins a new file."""
 
@@ -158,11 +160,13 @@ class Results:
 
     def _await(self, task: Task, output: Output) -> None:
         """Until it has been followed to its end."""
-        come = -1
-        while task.busy and not output.complete.wait(self._client.place.timeout):
-            if come == output.size:
+        come, since = output.size, time.monotonic()
+        while task.busy:
+            time.sleep(LOOK)
+            if output.size != come:
+                come, since = output.size, time.monotonic()
+            elif time.monotonic() - since > self._client.place.timeout:
                 raise DrmCommunicationError(f"{self._client.url}: the output of {task.id} has stopped coming")
-            come = output.size
 
     def drop(self, task: Task) -> None:
         """It begins anew: what it wrote before is of no use."""
