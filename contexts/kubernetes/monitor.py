@@ -1,4 +1,4 @@
-"""A cluster as it is looked at: its nodes as machines, its Jobs, its priority classes as queues."""
+"""A cluster as it is looked at: its nodes as machines, its Jobs, its priority classes as queues, images as categories."""
 
 from __future__ import annotations
 
@@ -83,6 +83,11 @@ class KubernetesMonitor(Monitor):
         found, _ = self._client.list("priorityclasses")
         return [QueueInfo(name=one["metadata"]["name"]) for one in found]
 
+    def categories(self) -> Sequence[str]:
+        """The images that nodes tell of, which are 50 of each at most, by the names that begin with a registry."""
+        nodes, _ = self._client.list("nodes")
+        return sorted({name for node in nodes for image in node["status"].get("images") or () for name in names(image)})
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -133,6 +138,12 @@ def _tasks(job: Object, id: str) -> Iterator[tuple[int | None, str]]:
     for number, index in enumerate(numbers):
         if not any(number in some for some in ended):
             yield number, f"{id}.{index}"
+
+
+def names(image: Object) -> list[str]:
+    """Of an image on a node: its tags, or where it has none its digests."""
+    known = [name for name in image.get("names") or () if "<none>" not in name]
+    return [name for name in known if "@" not in name] or known
 
 
 def machine(node: Object, used: Object | None) -> MachineInfo:

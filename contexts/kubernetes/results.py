@@ -31,9 +31,9 @@ TRIES = 5
 """Times that files of an ended job are asked for before it ends without them."""
 AGAIN = 1.0
 """Seconds before a log that broke off is followed again."""
-FOLLOWERS = 32
-"""Jobs whose output is followed at once though nobody reads it: nodes forget what is above 10 MiB. That of more is read
-at their ends, unless somebody does."""
+FOLLOWERS = 6
+"""Jobs whose output is followed at once though nobody reads it, by a thread each: nodes forget what is above 10 MiB. That
+of more is read at their ends, unless somebody does."""
 PEEK = 0.5
 """Shortest pause in seconds between two commands in a pod that read what it writes to a file."""
 LOOK = 0.01

@@ -140,9 +140,9 @@ class Files:
         return {"name": self._volume(volume), **(read_only if given.get("ro") else {})}
 
     def _volume(self, volume: Json, name: str | None = None) -> str:
-        """The name of a volume, which is one for all that is mounted of it."""
+        """The name of a volume, which is one for all that is mounted of it; a patch's that is alike is not ours."""
         for other in self.volumes:
-            if volume.items() <= other.items():
+            if other["name"] == name if name else volume.items() <= other.items():
                 return str(other["name"])
         self.volumes.append({"name": name or f"wfl-in-{len(self.volumes)}", **volume})
         return str(self.volumes[-1]["name"])
@@ -185,7 +185,10 @@ class Files:
 
     def _share(self, target: str, place: str) -> None:
         """A place in the volume that IN and OUT see whole."""
-        self.mounts.append({"mountPath": target, "name": self._volume({"emptyDir": {}}, FILES), "subPath": place})
+        self.mounts.append({"mountPath": target, "name": self._moving(), "subPath": place})
+
+    def _moving(self) -> str:
+        return self._volume({"emptyDir": {}}, FILES)
 
     def take_out(self) -> None:
         """Standard input's file, and what is fetched: whatever holds that is a volume, as containers end before it."""
@@ -195,6 +198,8 @@ class Files:
             target = self._target(given, "stage_out_files")
             sources[target] = self._place("the source", source, "stage_out_files")
             self.fetched[target] = sources[target]
+        if sources:
+            self._moving()  # OUT waits there, also where all sources are in other volumes
         for number, place in enumerate(self._parents(sources.values())):
             self._share(place, f"out/{number}")
         self.seen = [mount for mount in self.mounts if _meets(mount["mountPath"], sources.values())]

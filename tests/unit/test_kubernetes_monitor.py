@@ -249,6 +249,15 @@ def test_queues_are_priority_classes(server: Server) -> None:
     assert [queue.name for queue in KubernetesMonitor(Place()).queues()] == ["high", "low"]
 
 
+def test_categories_are_images(server: Server) -> None:
+    """By tags, each once; one without a tag by its digest, one without any name not at all."""
+    tagged = {"names": ["docker.io/library/a@sha256:0", "docker.io/library/a:1", "docker.io/library/a:2"]}
+    listed = [[tagged, {"names": ["b@sha256:1", "<none>:<none>"]}, {}, {"names": None}], [tagged], None]
+    server.lists = {"nodes": [{**NODE, "status": {"images": images}} for images in listed]}
+    found = ["b@sha256:1", "docker.io/library/a:1", "docker.io/library/a:2"]
+    assert KubernetesMonitor(Place()).categories() == found
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [

@@ -41,8 +41,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(
     *, defaults: template.Defaults = DEFAULTS, identity: template.Identity = IDENTITY, more: Any = None, **fields: Any
 ) -> template.Made:
-    """What is made of these fields; `more` goes to manifests."""
-    return template.manifests(JobTemplate(**fields), identity, defaults, **{"now": NOW, **(more or {})})
+    """What is made of these fields; `more` goes to manifests. Whatever is mounted is a volume."""
+    found = template.manifests(JobTemplate(**fields), identity, defaults, **{"now": NOW, **(more or {})})
+    spec = found.job["spec"]["template"]["spec"]
+    mounted = {
+        mount["name"]
+        for container in (*spec.get("initContainers", ()), *spec["containers"])
+        for mount in container.get("volumeMounts", ())
+    }
+    assert mounted <= {volume["name"] for volume in spec.get("volumes", ())} | {"theirs"}
+    return found
 
 
 def pod(**fields: Any) -> Any:
@@ -575,6 +583,7 @@ def test_what_is_fetched_from_other_mounts() -> None:
     shared, seen = outs(["/claim/x", "/w"], stage_in_files=staged)
     assert shared == {"/w": "out/0"}
     assert seen == ["/wfl", "/claim", "/w/in", "/w/s", "/w"]
+    assert outs(["/claim/x"], stage_in_files={"/claim": "claim:c"}) == ({}, ["/wfl", "/claim"])
     mounts = main(remote_command="x", stage_out_files={"/t": "/w/o"}, stage_in_files=staged)["volumeMounts"]
     assert [one["mountPath"] for one in mounts] == ["/claim", "/other", "/w", "/w/in", "/w/s"]
 
