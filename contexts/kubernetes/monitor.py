@@ -1,4 +1,4 @@
-"""A cluster as it is looked at: its nodes as machines, its Jobs, its priority classes as queues, images as categories."""
+"""A cluster as it is looked at: nodes are machines, priority classes queues, and images job categories."""
 
 from __future__ import annotations
 

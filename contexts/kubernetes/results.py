@@ -32,8 +32,8 @@ TRIES = 5
 AGAIN = 1.0
 """Seconds before a log that broke off is followed again."""
 FOLLOWERS = 6
-"""Jobs whose output is followed at once though nobody reads it, by a thread each: nodes forget what is above 10 MiB. That
-of more is read at their ends, unless somebody does."""
+"""Jobs whose output is followed at once though nobody reads it, each by a thread: nodes forget what is above 10 MiB.
+That of more is read at their ends, unless somebody does."""
 PEEK = 0.5
 """Shortest pause in seconds between two commands in a pod that read what it writes to a file."""
 LOOK = 0.01

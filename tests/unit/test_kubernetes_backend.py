@@ -1222,7 +1222,7 @@ def test_a_start_time_is_waited_for(room: Room, cluster: Cluster) -> None:
     assert room.control(Action.RELEASE) == {}
     assert cluster.job("k-1")["metadata"]["annotations"]["wfl/suspended"] == "waiting"
     assert cluster.job("k-1")["spec"]["suspend"] is True
-    room.submit("k-2", start_time=datetime.now(UTC) + timedelta(seconds=0.1))
+    room.submit("k-2", start_time=datetime.now(UTC) + timedelta(seconds=1))
     assert cluster.job("k-2")["spec"]["suspend"] is True
     until(lambda: cluster.job("k-2")["spec"]["suspend"] is False)
     assert room.last("k-2").state is JobState.QUEUED
@@ -1238,7 +1238,7 @@ def test_a_release_at_its_time_is_tried_again(room: Room, cluster: Cluster) -> N
             raise failures.pop()
 
     cluster.on["patch jobs"] = cut
-    room.submit(start_time=datetime.now(UTC) + timedelta(seconds=0.05))
+    room.submit(start_time=datetime.now(UTC) + timedelta(seconds=1))
     until(lambda: cluster.job("k-1")["spec"]["suspend"] is False)
     assert cluster.count("patch jobs") == 3
 
