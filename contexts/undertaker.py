@@ -7,6 +7,7 @@ How jobs are ended is the room's: a function that the helper calls then.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from wfl.errors import SessionManagementError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+log = logging.getLogger("wfl")
 
 PATIENCE = 10.0
 """Seconds that a helper may take to leave; it takes milliseconds unless the machine is swamped."""
@@ -114,6 +117,21 @@ class Undertaker:
         self._process.wait()
         if not self._goodbye and self._lost is not None:
             self._lost()
+
+
+def revive(name: str, things: str, closed: threading.Event, start: Callable[[], object]) -> None:
+    """A helper was lost: start another, until that succeeds or the session is closed. For `lost` of Undertaker.start.
+
+    Raises nothing that is not a defect; `things` are what the helper ends, for people.
+    """
+    while not closed.wait(1.0):  # one that cannot live does not keep the machine busy
+        log.error("%s: the helper that ends %s after this program is gone; starting another", name, things)
+        try:
+            start()
+        except WflError:
+            log.exception("%s: if this program is killed now, its %s go on", name, things)
+        else:
+            return
 
 
 def _program() -> int:

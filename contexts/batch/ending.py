@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from wfl.contexts.batch.client import Client
 from wfl.contexts.batch.place import Place, program_of
-from wfl.contexts.undertaker import Undertaker, until_none_is_left
+from wfl.contexts.undertaker import Undertaker, revive, until_none_is_left
 from wfl.errors import InvalidSessionError, WflError
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class Ending:
         self._own: set[str] = set()
         self._unsettled: set[str] = set()
         self._programs: dict[str, Undertaker | None] = {}
-        self._closed = False
+        self._closed = threading.Event()
 
     def before(self, key: str) -> None:
         """This is going to be submitted."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise InvalidSessionError("the session is closed")
             program = program_of(key)
             if self._helper and program not in self._programs:
@@ -90,24 +90,17 @@ class Ending:
         return Undertaker.start(f"{__name__}:{end_all.__name__}", told, lost=lambda: self._lost(program))
 
     def _lost(self, program: str) -> None:
-        """The helper is gone: start another."""
-        name = self._scheduler.name
-        while not self._closed:
-            time.sleep(1.0)  # one that cannot live does not keep the machine busy
-            log.error("%s: the helper that ends jobs after this program is gone; starting another", name)
-            try:
-                with self._lock:
-                    if not self._closed:
-                        self._programs[program] = self._start(program)
-            except WflError:
-                log.exception("%s: if this program is killed now, its jobs go on", name)
-            else:
-                return
+        def again() -> None:
+            with self._lock:
+                if not self._closed.is_set():
+                    self._programs[program] = self._start(program)
+
+        revive(self._scheduler.name, "jobs", self._closed, again)
 
     def close(self, ids: Sequence[str]) -> None:
         """End these (arrays by one id each), all that this program has; what fails, the helper goes on with."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
         helpers = {program: helper for program, helper in self._programs.items() if helper is not None}
         try:
             for program in helpers:
@@ -134,7 +127,7 @@ class Ending:
     def goodbye(self) -> None:
         """Whatever runs is left alone."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
         for helper in self._programs.values():
             if helper is not None:
                 helper.goodbye()

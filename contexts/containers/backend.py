@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,12 +30,11 @@ from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, Unse
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.ending import watch
 from wfl.contexts.containers.spool import Demultiplexer, Spool
-from wfl.contexts.undertaker import AFTERMATH
+from wfl.contexts.guard import Guard
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, fact
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
-    InvalidSessionError,
     InvalidStateError,
     UnsupportedOperationError,
     WflError,
@@ -43,7 +42,7 @@ from wfl.errors import (
 from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.containers.connection import Input
     from wfl.contexts.undertaker import Undertaker
@@ -147,13 +146,11 @@ class ContainerBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._finishing: set[str] = set()
         self._lock = threading.Lock()
-        self._quiet = threading.Condition()
-        self._making, self._uncertain = 0, False
         self._pulls: dict[tuple[str, str | None], _Pull] = {}
         self._listening = threading.Event()
         self._listener: threading.Thread | None = None
-        self._undertaker: Undertaker | None = None
         self._closed = threading.Event()
+        self._guard = Guard(name, "containers", self._closed, None if detach else self._start_helper)
         self._pool = Pool(f"wfl-{name}", REQUESTS)
         self._place: Path | None = None
 
@@ -189,7 +186,7 @@ class ContainerBackend(Backend):
         for submission in submissions:
             try:
                 self.check(submission.template)
-                with self._on_its_way():
+                with self._guard.on_its_way():
                     self._run(submission)
                 outcomes.append(submission.key)
             except DrmCommunicationError:
@@ -200,27 +197,9 @@ class ContainerBackend(Backend):
                 outcomes.append(error)
         return outcomes
 
-    @contextmanager
-    def _on_its_way(self) -> Iterator[None]:
-        """Closing waits for what is just being made, so that it can be ended."""
-        with self._quiet:
-            if self._closed.is_set():
-                raise InvalidSessionError("the session is closed")
-            self._making += 1
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, DrmCommunicationError) or not isinstance(error, WflError):
-                self._uncertain = True  # the daemon may still be at it
-            raise
-        finally:
-            with self._quiet:
-                self._making -= 1
-                self._quiet.notify_all()
-
     def _run(self, submission: Submission) -> None:
         self._listen()
-        self._watch_over()
+        self._guard.watch()
         job = _Job(submission.key, submission.template, own=True)
         with self._lock:
             self._jobs[job.key] = job
@@ -340,33 +319,9 @@ class ContainerBackend(Backend):
             return "/"
         return self._client.inspect(_name(job.key))["Config"].get("WorkingDir") or "/"
 
-    def _watch_over(self) -> None:
-        """See to it that a dead program leaves no container behind."""
-        if self._detach:
-            return
-        with self._lock:
-            if self._closed.is_set():
-                raise InvalidSessionError("the session is closed")
-            if self._undertaker is not None:
-                return
-            self._start_undertaker()
-
-    def _start_undertaker(self) -> None:
+    def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
         label = f"wfl.program={self._program}"
-        self._undertaker = watch(self._settings, label, keep=self._keep, place=self._directory(), lost=self._unwatched)
-
-    def _unwatched(self) -> None:
-        """The helper is gone: start another."""
-        while not self._closed.wait(1.0):  # one that cannot live does not keep the machine busy
-            log.error("%s: the helper that ends containers after this program is gone; starting another", self.name)
-            try:
-                with self._lock:
-                    if not self._closed.is_set():
-                        self._start_undertaker()
-            except WflError:
-                log.exception("%s: if this program is killed now, its containers go on", self.name)
-            else:
-                return
+        return watch(self._settings, label, keep=self._keep, place=self._directory(), lost=lost)
 
     # -- what the daemon tells --
 
@@ -752,24 +707,12 @@ class ContainerBackend(Backend):
 
     def close(self, *, end: bool) -> None:
         """End what still runs, and remove it and, without a store, all that has ended."""
-        with self._quiet:
-            self._closed.set()
-            self._client.hang_up()
-            self._quiet.wait_for(lambda: not self._making, PATIENCE)
-            left = self._making
+        self._closed.set()
+        self._client.hang_up()
+        left = self._guard.close()
         if self._listener is not None:
             left += self._end_all(end=end)
-        with self._lock:
-            undertaker = self._undertaker
-        if left:
-            log.error("%s: %d containers are not ended yet; a helper process goes on with that", self.name, left)
-        if undertaker is None and self._uncertain:
-            time.sleep(AFTERMATH)
-            self._end_all(end=end)
-        elif undertaker is not None and (left or self._uncertain):
-            undertaker.take_over()
-        elif undertaker is not None:
-            undertaker.goodbye()
+        self._guard.leave(left, partial(self._end_all, end=end))
         self._client.close()
         if self._listener is not None:
             self._listener.join(PATIENCE)
@@ -818,8 +761,7 @@ class ContainerBackend(Backend):
 
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
-        if self._undertaker is not None:
-            self._undertaker.abandon()
+        self._guard.abandon()
 
 
 class _Pull:

@@ -11,13 +11,14 @@ import math
 import os
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
+from wfl.contexts.guard import Guard
 from wfl.contexts.kubernetes import facts, files, template
 from wfl.contexts.kubernetes.client import REQUESTS, Client, ExistsError, NotThereError, UnsentError
 from wfl.contexts.kubernetes.ending import KILL, cancel, end_program, pieces, remove_jobs, remove_pods, watch
@@ -37,7 +38,6 @@ from wfl.contexts.kubernetes.jobs import (
 from wfl.contexts.kubernetes.results import Results
 from wfl.contexts.kubernetes.trouble import Minder
 from wfl.contexts.kubernetes.watching import Watch
-from wfl.contexts.undertaker import AFTERMATH
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState, fact
 from wfl.errors import (
     DeniedByDrmsError,
@@ -51,7 +51,7 @@ from wfl.errors import (
 from wfl.threads import Clock, Pool, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from wfl.contexts.kubernetes.settings import Place
@@ -119,11 +119,9 @@ class KubernetesBackend(Backend):
         self._known = Register()
         self._never: set[str] = set()
         self._lock = threading.Lock()
-        self._quiet = threading.Condition()
-        self._making, self._uncertain = 0, False
         self._watches: list[Watch] = []
-        self._undertaker: Undertaker | None = None
         self._closed = threading.Event()
+        self._guard = Guard(self.name, "Jobs", self._closed, None if detach else self._start_helper)
         self._pool = Pool("wfl-kubernetes", REQUESTS)
         self._clock = Clock("wfl-kubernetes-clock")
         self._priorities: dict[int, str] = {}
@@ -162,7 +160,7 @@ class KubernetesBackend(Backend):
     ) -> Sequence[str | WflError]:
         try:
             self.check(submission.template)
-            with self._on_its_way():
+            with self._guard.on_its_way():
                 job = self._run(submission, indexes, max_parallel)
         except DrmCommunicationError:
             raise
@@ -170,27 +168,9 @@ class KubernetesBackend(Backend):
             return [error] * (1 if indexes is None else len(indexes))
         return [task.id for task in job.tasks.values()]
 
-    @contextmanager
-    def _on_its_way(self) -> Iterator[None]:
-        """Closing waits for what is just being made, so that it can be ended."""
-        with self._quiet:
-            if self._closed.is_set():
-                raise InvalidSessionError("the session is closed")
-            self._making += 1
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, DrmCommunicationError) or not isinstance(error, WflError):
-                self._uncertain = True  # the API server may still be at it
-            raise
-        finally:
-            with self._quiet:
-                self._making -= 1
-                self._quiet.notify_all()
-
     def _run(self, submission: Submission, indexes: range | None, max_parallel: int | None) -> Job:
         self._listen()
-        self._watch_over()
+        self._guard.watch()
         given = submission.template
         identity = template.Identity(
             key=submission.key,
@@ -287,32 +267,9 @@ class KubernetesBackend(Backend):
             raise InvalidArgumentError(msg)
         return classes[given.priority]
 
-    def _watch_over(self) -> None:
-        """See to it that a dead program leaves no job behind."""
-        if self._detach:
-            return
-        with self._lock:
-            if self._closed.is_set():
-                raise InvalidSessionError("the session is closed")
-            if self._undertaker is None:
-                self._start_undertaker()
-
-    def _start_undertaker(self) -> None:
+    def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
         place = self._results.directory()
-        self._undertaker = watch(self._client.place, self._program, keep=self._keep, place=place, lost=self._unwatched)
-
-    def _unwatched(self) -> None:
-        """The helper is gone: start another."""
-        while not self._closed.wait(1.0):  # one that cannot live does not keep the machine busy
-            log.error("kubernetes: the helper that ends jobs after this program is gone; starting another")
-            try:
-                with self._lock:
-                    if not self._closed.is_set():
-                        self._start_undertaker()
-            except WflError:
-                log.exception("kubernetes: if this program is killed now, its jobs go on")
-            else:
-                return
+        return watch(self._client.place, self._program, keep=self._keep, place=place, lost=lost)
 
     # -- what the cluster tells --
 
@@ -354,7 +311,7 @@ class KubernetesBackend(Backend):
             return
         if task.over:
             if task.killed and what == "ADDED" and not facts.over(pod):  # it was to be ended before it had a pod
-                self._pool.submit(lambda: self._remove_pod(pod))
+                self._pool.submit(lambda: self._remove("pods", pod))
             return
         if pod["metadata"]["uid"] != task.uid and not self._is_next(task, what, pod):
             return
@@ -426,7 +383,7 @@ class KubernetesBackend(Backend):
         job = self._known.jobs.get(key)
         if job is None:
             if key in self._never and what == "ADDED":  # it came after all, though its task has ended
-                self._pool.submit(lambda: _void(self._client.delete("jobs", found["metadata"]["name"])))
+                self._pool.submit(lambda: self._remove("jobs", found))
             return
         if what == "DELETED":
             self._job_gone(job)
@@ -594,7 +551,7 @@ class KubernetesBackend(Backend):
         """Put its files into a pod that waits for them."""
         name = pod["metadata"]["name"]
         try:
-            with self._on_its_way():
+            with self._guard.on_its_way():
                 files.put(self._client, name, task.job.copies)
         except (DrmCommunicationError, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
             log.info("kubernetes: the files of %s are not in its pod yet: %s", task.id, error)
@@ -817,9 +774,10 @@ class KubernetesBackend(Backend):
             error = str(refusal)
         log.warning("kubernetes: %s was asked to end, and cannot be killed before its time: %s", task.id, error)
 
-    def _remove_pod(self, pod: Object) -> None:
+    def _remove(self, kind: str, what: Object) -> None:
+        """What nobody wants any more; the helper or the end of the session makes good what fails."""
         with suppress(WflError):
-            self._client.delete("pods", pod["metadata"]["name"], grace=KILL)
+            self._client.delete(kind, what["metadata"]["name"], grace=KILL if kind == "pods" else None)
 
     # -- output --
 
@@ -975,27 +933,14 @@ class KubernetesBackend(Backend):
         """End what still runs, and remove it and, without a store, all that has ended."""
         if not end:
             self._await_files()
-        with self._quiet:
-            self._closed.set()
-            self._quiet.wait_for(lambda: not self._making, PATIENCE)
-            left = self._making
+        left = self._guard.close()
         if end:
             self._results.save([task for task in self._known.unended() if task.job.own])
         self._client.hang_up()
         if self._watches:
             self._minder.call()
             left += self._end_all(end=end)
-        with self._lock:
-            undertaker = self._undertaker
-        if left:
-            log.error("kubernetes: %d Jobs are not ended yet; a helper process goes on with that", left)
-        if undertaker is None and self._uncertain:
-            time.sleep(AFTERMATH)
-            self._end_all(end=end)
-        elif undertaker is not None and (left or self._uncertain):
-            undertaker.take_over()
-        elif undertaker is not None:
-            undertaker.goodbye()
+        self._guard.leave(left, partial(self._end_all, end=end))
         self._client.close()
         for one in self._watches:
             one.join(PATIENCE)
@@ -1027,8 +972,7 @@ class KubernetesBackend(Backend):
 
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
-        if self._undertaker is not None:
-            self._undertaker.abandon()
+        self._guard.abandon()
 
 
 def _released(job: Job) -> dict[str, Any]:
@@ -1084,7 +1028,3 @@ def _remembered(found: Object) -> list[Known]:
         )
         for id, number in which
     ]
-
-
-def _void(_: object) -> None:
-    """For lambdas that must not return anything."""

@@ -71,7 +71,6 @@ _PREFIXES = {
     "persistentvolumeclaims": "api/v1",
     "pods": "api/v1",
     "priorityclasses": "apis/scheduling.k8s.io/v1",
-    "resourcequotas": "api/v1",
     "secrets": "api/v1",
 }
 _OF_THE_CLUSTER = frozenset({"namespaces", "nodes", "priorityclasses"})

@@ -185,14 +185,12 @@ class Register:
         self.jobs: dict[str, Job] = {}
         self.tasks: dict[str, Task] = {}
 
-    def add(self, job: Job) -> Job:
-        """Take it in; the one that is known already where there is one."""
+    def add(self, job: Job) -> None:
+        """Take it in, unless it is known already."""
         with self.lock:
-            if job.key in self.jobs:
-                return self.jobs[job.key]
-            self.jobs[job.key] = job
-            self.tasks.update({task.id: task for task in job.tasks.values()})
-            return job
+            if job.key not in self.jobs:
+                self.jobs[job.key] = job
+                self.tasks.update({task.id: task for task in job.tasks.values()})
 
     def forget(self, job: Job) -> None:
         """It does not exist."""

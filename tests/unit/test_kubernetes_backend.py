@@ -15,6 +15,7 @@ import pytest
 
 from wfl import JobTemplate
 from wfl.backend import Action, Known, Submission
+from wfl.contexts import guard
 from wfl.contexts.kubernetes import backend as module
 from wfl.contexts.kubernetes import files, results, trouble, watching
 from wfl.contexts.kubernetes.backend import TERMINATE, KubernetesBackend
@@ -440,7 +441,7 @@ def open_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ope
     monkeypatch.setattr(module, "Client", to_cluster)
     monkeypatch.setattr(module, "watch", helper)
     monkeypatch.setattr(module, "AGAIN", 0.02)
-    monkeypatch.setattr(module, "AFTERMATH", 0.01)
+    monkeypatch.setattr(guard, "AFTERMATH", 0.01)
     monkeypatch.setattr(results, "AGAIN", 0.02)
     monkeypatch.setattr(watching, "PAUSE", (0.01, 0.02))
 

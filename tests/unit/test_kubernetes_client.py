@@ -503,7 +503,6 @@ def test_paths(client: Client, server: Server) -> None:
         "GET /apis/batch/v1/namespaces/ns/jobs/a%2Fb": lambda: client.get("jobs", "a/b"),
         "GET /api/v1/nodes": lambda: client.list("nodes"),
         "GET /api/v1/namespaces": lambda: client.list("namespaces"),
-        "GET /api/v1/namespaces/ns/resourcequotas": lambda: client.list("resourcequotas"),
         "GET /apis/scheduling.k8s.io/v1/priorityclasses": lambda: client.list("priorityclasses"),
         "GET /apis/batch/v1/jobs": lambda: client.list("jobs", everywhere=True),
         "GET /apis/metrics.k8s.io/v1beta1/nodes": lambda: client.list("metrics.k8s.io/v1beta1/nodes"),

@@ -108,7 +108,8 @@ class Room:
         job.prepared = True
         for field, value in known.items():
             setattr(job, field, value)
-        return self.known.add(job)
+        self.known.add(job)
+        return job
 
     def task(self, name: str = "wfl-k-1", pod: str | None = None) -> Task:
         """A job's only task, with a pod of this name."""
