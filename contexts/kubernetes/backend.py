@@ -114,6 +114,7 @@ class KubernetesBackend(Backend):
         if suspend_restarts:
             self.capabilities = self.capabilities | {Capability.SUSPEND}
         self._where, self._session, self._defaults = place, session, defaults
+        self._shell = defaults.helper_shell or "sh"  # of containers for files; jobs of others may have them
         self._detach, self._patience = detach, patience
         self._program = os.urandom(8).hex()
         self._known = Register()
@@ -131,7 +132,7 @@ class KubernetesBackend(Backend):
         self._report = report
         self._keep = directory is not None
         self._client = Client(self._where)
-        self._results = Results(self._client, self._defaults.helper_shell, self._closed)
+        self._results = Results(self._client, self._shell, self._closed)
         log.debug("kubernetes: %s at %s", self._client.version(), self._client.url)
 
     @cached_property
@@ -552,7 +553,7 @@ class KubernetesBackend(Backend):
         name = pod["metadata"]["name"]
         try:
             with self._guard.on_its_way():
-                files.put(self._client, name, task.job.copies)
+                files.put(self._client, name, task.job.copies, shell=self._shell)
         except (DrmCommunicationError, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
             log.info("kubernetes: the files of %s are not in its pod yet: %s", task.id, error)
             task.fed = -inf

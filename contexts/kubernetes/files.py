@@ -70,7 +70,7 @@ exit $?
 """
 
 
-def put(client: Client, pod: str, copies: Mapping[str, str]) -> None:
+def put(client: Client, pod: str, copies: Mapping[str, str], *, shell: str = "sh") -> None:
     """Copy what a pod waits for, {place in its volume, such as "in/0": source here}, and let the pod go on.
 
     Raises InvalidArgumentError for a source that cannot be read, or changes meanwhile, and DrmCommunicationError
@@ -78,7 +78,7 @@ def put(client: Client, pod: str, copies: Mapping[str, str]) -> None:
     """
     targets = {posixpath.join(PLACE, place): source for place, source in copies.items()}
     archive = pack(targets, place=PLACE, gnu=True, last=_WHOLE)
-    status, words = client.exec(pod, IN, ["sh", "-c", _PUT, "wfl", PLACE], input=archive)
+    status, words = client.exec(pod, IN, [shell, "-c", _PUT, "wfl", PLACE], input=archive)
     if status:
         raise _not_unpacked(f"{pod}, container {IN}", status, words.strip())
 
@@ -94,7 +94,7 @@ def _not_unpacked(where: str, status: int, words: str) -> WflError:
     return ImplementationSpecificError(f"{where}: files cannot be copied in: {words or f'exit status {status}'}")
 
 
-def fetch(client: Client, pod: str, wanted: Mapping[str, str]) -> str | None:
+def fetch(client: Client, pod: str, wanted: Mapping[str, str], *, shell: str = "sh") -> str | None:
     """Copy {target here: source in the pod} out of it; what first went wrong, in words. The others come all the same.
 
     Raises DrmCommunicationError where the connection broke, or an archive was cut short: that may be repeated.
@@ -102,7 +102,7 @@ def fetch(client: Client, pod: str, wanted: Mapping[str, str]) -> str | None:
     trouble: str | None = None
     for target, source in wanted.items():
         try:
-            with closing(_archive(client, pod, source)) as archive:
+            with closing(_archive(client, pod, source, shell)) as archive:
                 _take(archive, source, target)
         except DrmCommunicationError:
             raise
@@ -128,7 +128,7 @@ class _Unwanted(Exception):  # noqa: N818 - no error
     """Nobody reads on."""
 
 
-def _archive(client: Client, pod: str, source: str) -> Generator[bytes]:
+def _archive(client: Client, pod: str, source: str, shell: str) -> Generator[bytes]:
     """What tar makes of a file or a directory, also of one that a link leads to. At its end: raises what went wrong."""
     pieces: Queue[bytes | None] = Queue(_AHEAD)
     unwanted = threading.Event()
@@ -141,7 +141,7 @@ def _archive(client: Client, pod: str, source: str) -> Generator[bytes]:
 
     def run() -> None:
         try:
-            command = ["sh", "-c", _GET, "wfl", posixpath.normpath(source)]
+            command = [shell, "-c", _GET, "wfl", posixpath.normpath(source)]
             result.set_result(client.exec(pod, OUT, command, output=output))
         except BaseException as error:  # noqa: BLE001 - raised where the archive is read
             result.set_exception(error)
@@ -173,9 +173,9 @@ def _not_packed(status: int, words: str) -> WflError:
     return ImplementationSpecificError(words or f"tar has failed with exit status {status}")
 
 
-def done(client: Client, pod: str) -> None:
+def done(client: Client, pod: str, *, shell: str = "sh") -> None:
     """Let the pod end: everything was fetched."""
     with suppress(InvalidStateError):  # it has ended already
-        status, words = client.exec(pod, OUT, ["sh", "-c", ': > "$1/.done"', "wfl", PLACE])
+        status, words = client.exec(pod, OUT, [shell, "-c", ': > "$1/.done"', "wfl", PLACE])
         if status:
             raise ImplementationSpecificError(f"{pod}, container {OUT}, cannot be told to end: {words.strip()}")

@@ -45,9 +45,9 @@ SHORT = 1 << 20
 class Results:
     """Of one session; files of this side are in a directory of their own until it is closed."""
 
-    def __init__(self, client: Client, shell: str | None, closed: threading.Event) -> None:
+    def __init__(self, client: Client, shell: str, closed: threading.Event) -> None:
         """`shell` is the one in the container for files."""
-        self._client, self._shell, self._closed = client, shell or "sh", closed
+        self._client, self._shell, self._closed = client, shell, closed
         self._lock = threading.Lock()
         self._reading = [threading.Lock() for _ in range(REQUESTS)]  # each for some tasks
         self._followed = 0
@@ -200,21 +200,21 @@ class Results:
         trouble = None
         if begun:
             trouble = self._fetch_streams(task, name)
-            trouble = files.fetch(self._client, name, task.job.wanted(task)) or trouble
-        files.done(self._client, name)
+            trouble = files.fetch(self._client, name, task.job.wanted(task), shell=self._shell) or trouble
+        files.done(self._client, name, shell=self._shell)
         return trouble
 
     def let_go(self, pod: Object) -> None:
         """Nothing is wanted of this pod: it need not wait."""
         if facts.waits(pod, files.OUT):
             with suppress(WflError):
-                files.done(self._client, pod["metadata"]["name"])
+                files.done(self._client, pod["metadata"]["name"], shell=self._shell)
 
     def _fetch_streams(self, task: Task, pod: str) -> str | None:
         """Take in what has been written to files so far."""
         places = {stream: self.directory() / f"{task.id}.{stream}" for stream in task.job.streams}
         wanted = {str(place): task.job.streams[stream] for stream, place in places.items()}
-        trouble = files.fetch(self._client, pod, wanted)
+        trouble = files.fetch(self._client, pod, wanted, shell=self._shell)
         task.streams = {stream: OutputFile(place) for stream, place in places.items()}
         return trouble
 

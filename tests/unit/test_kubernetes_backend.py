@@ -1341,8 +1341,9 @@ def test_files_are_put_into_a_pod_that_waits_for_them(
     """Once; again where the connection broke."""
     put: list[tuple[str, Mapping[str, str]]] = []
 
-    def fail_once(client: object, pod: str, copies: Mapping[str, str]) -> None:
+    def fail_once(client: object, pod: str, copies: Mapping[str, str], *, shell: str) -> None:
         del client
+        assert shell == "/bin/sh"
         put.append((pod, copies))
         if len(put) == 1:
             raise LOST
@@ -1365,8 +1366,8 @@ def test_files_that_cannot_be_put(
 ) -> None:
     """The job has failed with the words of that, and waits no more."""
 
-    def fail(*given: object) -> None:
-        del given
+    def fail(*given: object, **more: object) -> None:
+        del given, more
         raise InvalidArgumentError("in.csv has changed")
 
     monkeypatch.setattr(files, "put", fail)
@@ -1387,13 +1388,14 @@ def test_files_are_fetched_before_the_end(
     """Then the pod may go; what went wrong makes the job fail."""
     done: list[Any] = []
 
-    def fetch(client: object, pod: str, wanted: Mapping[str, str]) -> str | None:
+    def fetch(client: object, pod: str, wanted: Mapping[str, str], *, shell: str) -> str | None:
         del client
+        assert shell == "/bin/sh"
         done.extend((pod, {target: source}, room.ended()) for target, source in wanted.items())
         return trouble
 
     monkeypatch.setattr(files, "fetch", fetch)
-    monkeypatch.setattr(files, "done", lambda client, pod: done.append(("done", client is not None and pod)))
+    monkeypatch.setattr(files, "done", lambda client, pod, shell: done.append(("done", client and shell and pod)))
     target = str(tmp_path / "x")
     name = room.runs(stage_out_files={target: "/out/x"})
     helper = {"name": "wfl-out", "state": RUNNING}
