@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
-from http.client import IncompleteRead
 from typing import TYPE_CHECKING, Any, Self
 
 import docker
@@ -16,6 +15,7 @@ from docker.tls import TLSConfig
 from docker.transport.unixconn import UnixHTTPAdapter, UnixHTTPConnection, UnixHTTPConnectionPool
 from urllib3.connection import HTTPConnection
 
+from wfl.contexts import network
 from wfl.contexts.containers import tunnel
 from wfl.errors import InvalidArgumentError, SessionManagementError
 
@@ -67,15 +67,9 @@ def reason(error: BaseException) -> BaseException:
 
 def words(reason: BaseException) -> str:
     """It in one line."""
-    if isinstance(reason, ssl.SSLError):
-        alert = (reason.reason or str(reason)).replace("_", " ").lower()
-        more = f": {reason.verify_message}" if isinstance(reason, ssl.SSLCertVerificationError) else ""
-        return f"TLS: {alert}{more}"
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
-    if isinstance(reason, ValueError | IncompleteRead):
+    if isinstance(reason, ValueError) and not isinstance(reason, ssl.SSLError):
         return "the connection was cut"
-    return " ".join(str(reason).split()) or type(reason).__name__
+    return network.words(reason)
 
 
 def unreached(url: str, error: BaseException, cure: str) -> str:

@@ -10,12 +10,12 @@ import json
 import posixpath
 import re
 import shlex
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from wfl.contexts import checks
+from wfl.contexts import checks, images, values
 from wfl.contexts.containers.settings import PULL
 from wfl.drmaa2 import CPU_TIME, OPEN_FILES, WALLCLOCK_TIME
-from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
+from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,22 +47,11 @@ _LIMITS = {
     "OPEN_FILES": "nofile",
     "STACK_SIZE": "stack",
 }
-_ARCHITECTURES = {
-    "X64": "amd64", "X86_64": "amd64", "AMD64": "amd64", "X86": "386", "I386": "386", "I686": "386", "ARM64": "arm64",
-    "AARCH64": "arm64", "ARM": "arm", "PPC64": "ppc64", "PPC64LE": "ppc64le", "S390X": "s390x", "RISCV64": "riscv64",
-    "MIPS64": "mips64",
-}  # fmt: skip
 _UNNAMED_NETWORKS = frozenset({"default", "bridge", "host", "none"})
 _SHADOWED = ("/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 """Mounted at the start over whatever was copied there."""
 _HIGHEST_NUMBER = (1 << 63) - 1
 _MOUNT = re.compile(r"(?P<kind>bind|volume):(?P<source>.*?)(?P<ro>:ro)?", re.DOTALL)
-_PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::\d+)?/)?{_PART}(?:/{_PART})*"
-    r"(?::[\w][\w.-]{0,127})?(?:@\w+(?:[-_+.]\w+)*:[0-9a-fA-F]{32,})?",
-    re.ASCII,
-)
 _NAME = re.compile(r"[a-zA-Z0-9][\w.-]*", re.ASCII)
 _HOST = re.compile(r"(?=.{1,63}\Z)[a-zA-Z0-9](?:[\w.-]*[a-zA-Z0-9])?", re.ASCII)
 _PORT = re.compile(
@@ -108,7 +97,7 @@ def body(
     element = {} if index is None else {"TASK_ID": str(index)}
     environment = {**(template.job_environment or {}), "JOB_ID": job_id, **element}
     found: dict[str, Any] = {
-        "Image": _image(template, image),
+        "Image": images.image(template, image),
         **_command(template, extensions.get("entrypoint")),
         "Env": [f"{name}={value}" for name, value in environment.items()],
         "Labels": _labels(
@@ -122,9 +111,8 @@ def body(
         found["Hostname"] = _host_name(template.candidate_machines)
     if template.input_path:
         found.update(AttachStdin=True, OpenStdin=True, StdinOnce=True)
+    values.check_filled(extensions)
     for name, text in extensions.items():
-        if not text.strip():
-            raise InvalidArgumentError(f"extensions[{name!r}] is empty: leave it out")
         if name in _EXTENSIONS:
             _EXTENSIONS[name](found, name, text)
     mounts, copies = _staged(template)
@@ -142,7 +130,7 @@ def query(template: JobTemplate, key: str) -> dict[str, str]:
     platform = _extensions(template).get("platform")
     if platform is not None:
         if not re.fullmatch(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9.]+)?)?", platform):
-            _refuse("platform", platform, "'os/architecture', such as 'linux/arm64'")
+            values.refuse("platform", platform, "'os/architecture', such as 'linux/arm64'")
         if template.machine_os or template.machine_arch:
             raise InvalidArgumentError("extensions['platform'] and machine_os or machine_arch: say it once")
     elif template.machine_os or template.machine_arch:
@@ -158,7 +146,7 @@ def container_name(key: str) -> str:
 def pull_policy(template: JobTemplate, default: str) -> str:
     """When the image is pulled: "always", "missing" or "never"."""
     policy = _extensions(template).get("pull", default)
-    return policy if policy in PULL else _refuse("pull", policy, "'always', 'missing' or 'never'")
+    return policy if policy in PULL else values.refuse("pull", policy, "'always', 'missing' or 'never'")
 
 
 def copies_in(template: JobTemplate, place: str) -> dict[str, str]:
@@ -181,16 +169,6 @@ def has_relative(template: JobTemplate) -> bool:
 
 
 # --- fields -----------------------------------------------------------------------------------------------
-
-
-def _image(template: JobTemplate, default: str | None) -> str:
-    image = template.job_category or default
-    if not image:
-        raise InvalidArgumentError("no image: set job_category in the template, or image in the context")
-    if not _IMAGE.fullmatch(image):
-        field = "job_category" if template.job_category else "the context's image"
-        raise InvalidArgumentError(f"{field} is {image!r}, no name of an image, such as 'python:3.13' (lower case)")
-    return image
 
 
 def _command(template: JobTemplate, entrypoint: str | None) -> dict[str, Any]:
@@ -258,11 +236,7 @@ def _platform(template: JobTemplate) -> str:
         raise DeniedByDrmsError(f"machine_os is {template.machine_os}; containers run LINUX")
     if not template.machine_arch:
         return "linux"
-    architecture = _ARCHITECTURES.get(template.machine_arch.upper())
-    if architecture is None:
-        end = nearest(template.machine_arch.upper(), _ARCHITECTURES)
-        raise UnsupportedAttributeError(f"machine_arch is {template.machine_arch}, which no image is made for;{end}")
-    return f"linux/{architecture}"
+    return f"linux/{images.architecture(template.machine_arch)}"
 
 
 def _host_name(machines: tuple[str, ...]) -> str:
@@ -380,31 +354,18 @@ def _texts(value: Any) -> Iterator[str]:
 # --- extensions: each value is text, parsed into a part of the body ---------------------------------------
 
 
-def _refuse(name: str, text: str, expected: str) -> NoReturn:
-    raise InvalidArgumentError(f"extensions[{name!r}] is {text!r}, expected {expected}")
-
-
 def _extensions(template: JobTemplate) -> Mapping[str, str]:
     return template.extensions if template.extensions is not None else {}
 
 
-def _flag(name: str, text: str) -> bool:
-    return text == "true" if text in ("true", "false") else _refuse(name, text, "'true' or 'false'")
-
-
-def _list(name: str, text: str, separator: str = ",") -> list[str]:
-    items = [item.strip() for item in text.split(separator)]
-    return items if all(items) else _refuse(name, text, f"items between '{separator}', none of them empty")
-
-
 def _matching(pattern: str, expected: str) -> Callable[[str, str], str]:
-    return lambda name, text: text if re.fullmatch(pattern, text) else _refuse(name, text, expected)
+    return lambda name, text: text if re.fullmatch(pattern, text) else values.refuse(name, text, expected)
 
 
 def _pairs(name: str, text: str, separator: str, expected: str) -> list[tuple[str, str]]:
-    pairs = [item.partition(separator) for item in _list(name, text)]
+    pairs = [item.partition(separator) for item in values.items(name, text)]
     if not all(key and mark for key, mark, _ in pairs):
-        _refuse(name, text, expected)
+        values.refuse(name, text, expected)
     return [(key, value) for key, _, value in pairs]
 
 
@@ -424,17 +385,19 @@ def _shell_words(name: str, text: str) -> list[str]:
 
 
 def _capabilities(name: str, text: str) -> list[str]:
-    found = _list(name, text)
-    return found if all(map(str.isidentifier, found)) else _refuse(name, text, "names such as 'NET_ADMIN,SYS_TIME'")
+    found = values.items(name, text)
+    return (
+        found if all(map(str.isidentifier, found)) else values.refuse(name, text, "names such as 'NET_ADMIN,SYS_TIME'")
+    )
 
 
 def _devices(name: str, text: str) -> list[dict[str, str]]:
     """On the host, in the container (the same if left out), and what may be done there (rwm if left out)."""
     found = []
-    for item in _list(name, text):
+    for item in values.items(name, text):
         form = re.fullmatch(r"(/[^:]+)(?::(/[^:]+))?(?::([rwm]{1,3}))?", item)
         if form is None:
-            _refuse(name, text, "'/dev/host:/dev/inside:rwm', the last two optional")
+            values.refuse(name, text, "'/dev/host:/dev/inside:rwm', the last two optional")
         found.append(
             {"PathOnHost": form[1], "PathInContainer": form[2] or form[1], "CgroupPermissions": form[3] or "rwm"}
         )
@@ -444,31 +407,31 @@ def _devices(name: str, text: str) -> list[dict[str, str]]:
 def _gpus(name: str, text: str) -> list[dict[str, Any]]:
     request: dict[str, Any] = {"Driver": "", "Capabilities": [["gpu"]]}
     if text.startswith("device="):
-        return [{**request, "DeviceIDs": _list(name, text.removeprefix("device="))}]
+        return [{**request, "DeviceIDs": values.items(name, text.removeprefix("device="))}]
     if text != "all" and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
-        _refuse(name, text, "'all', a number, or 'device=0,1'")
+        values.refuse(name, text, "'all', a number, or 'device=0,1'")
     return [{**request, "Count": -1 if text == "all" else int(text)}]
 
 
 def _size(name: str, text: str) -> int:
     form = _SIZE.fullmatch(text)
     size = round(float(form["number"]) * 1024 ** " kmgt".index(form["unit"].lower().strip("b") or " ")) if form else 0
-    return _number(f"extensions[{name!r}]", size or _refuse(name, text, "a size above 0, such as '64m' or '1g'"))
+    return _number(f"extensions[{name!r}]", size or values.refuse(name, text, "a size above 0, such as '64m' or '1g'"))
 
 
 def _tmpfs(name: str, text: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for item in _list(name, text, ";"):
+    for item in values.items(name, text, ";"):
         path, _, options = item.partition(":")
         if not re.fullmatch(r"/[^,]+", path) or path in found:
-            _refuse(name, text, "'/path:options;/path', each path once")
+            values.refuse(name, text, "'/path:options;/path', each path once")
         found[path] = options
     return found
 
 
 def _security(name: str, text: str) -> list[str]:
     """A seccomp profile is sent as what the file holds, as the docker command does."""
-    return [_security_option(name, item) for item in _list(name, text)]
+    return [_security_option(name, item) for item in values.items(name, text)]
 
 
 def _security_option(name: str, text: str) -> str:
@@ -477,7 +440,7 @@ def _security_option(name: str, text: str) -> str:
         return text
     if key not in ("apparmor", "label", "seccomp") or not value:
         known = "'no-new-privileges', 'apparmor=PROFILE', 'label=…', 'seccomp=unconfined', 'seccomp=FILE'"
-        _refuse(name, text, known)
+        values.refuse(name, text, known)
     if key != "seccomp" or value == "unconfined":
         return text
     try:
@@ -491,12 +454,14 @@ def _extra_hosts(name: str, text: str) -> list[str]:
     expected = "'host:address,host:address'"
     pairs = _pairs(name, text, ":", expected)
     right = all(_HOST.fullmatch(host) and (ip == "host-gateway" or _is_address(ip)) for host, ip in pairs)
-    return [f"{host}:{ip}" for host, ip in pairs] if right else _refuse(name, text, expected)
+    return [f"{host}:{ip}" for host, ip in pairs] if right else values.refuse(name, text, expected)
 
 
 def _dns(name: str, text: str) -> list[str]:
-    found = _list(name, text)
-    return found if all(map(_is_address, found)) else _refuse(name, text, "IP addresses, such as '1.1.1.1,9.9.9.9'")
+    found = values.items(name, text)
+    return (
+        found if all(map(_is_address, found)) else values.refuse(name, text, "IP addresses, such as '1.1.1.1,9.9.9.9'")
+    )
 
 
 def _top(member: str, parse: Callable[[str, str], Any]) -> Callable[[dict[str, Any], str, str], None]:
@@ -509,7 +474,7 @@ def _host(member: str, parse: Callable[[str, str], Any]) -> Callable[[dict[str, 
 
 def _add_network(found: dict[str, Any], name: str, text: str) -> None:
     if not re.fullmatch(r"container:[^\s:]+|[a-zA-Z0-9][\w.-]*", text, re.ASCII):
-        _refuse(name, text, "a network's name, 'bridge', 'host', 'none' or 'container:NAME'")
+        values.refuse(name, text, "a network's name, 'bridge', 'host', 'none' or 'container:NAME'")
     found["HostConfig"]["NetworkMode"] = text
     if text not in _UNNAMED_NETWORKS and ":" not in text:
         found["NetworkingConfig"] = {"EndpointsConfig": {text: {}}}
@@ -518,12 +483,14 @@ def _add_network(found: dict[str, Any], name: str, text: str) -> None:
 def _add_ports(found: dict[str, Any], name: str, text: str) -> None:
     """Published as by ``docker run -p``: [[address:]port of the host:]port of the container[/protocol]."""
     bindings: dict[str, list[dict[str, str]]] = {}
-    for item in _list(name, text):
+    for item in values.items(name, text):
         form = _PORT.fullmatch(item)
         ip = (form["ip"] or "").strip("[]") if form else ""
         numbers = [int(number) for number in (form["port"], form["host"]) if number] if form else [0]
         if form is None or not all(0 < number < 1 << 16 for number in numbers) or (ip and not _is_address(ip)):
-            _refuse(name, text, "'[[address:]host port:]container port[/udp]', such as '8080:80,127.0.0.1:53:53/udp'")
+            values.refuse(
+                name, text, "'[[address:]host port:]container port[/udp]', such as '8080:80,127.0.0.1:53:53/udp'"
+            )
         bound = {"HostIp": ip, "HostPort": str(int(form["host"])) if form["host"] else ""}
         bindings.setdefault(f"{int(form['port'])}/{form['kind'] or 'tcp'}", []).append(bound)
     found["ExposedPorts"] = {port: {} for port in bindings}
@@ -533,7 +500,7 @@ def _add_ports(found: dict[str, Any], name: str, text: str) -> None:
 def _add_labels(found: dict[str, Any], name: str, text: str) -> None:
     for key, value in _pairs(name, text, "=", "'key=value,key=value'"):
         if key.startswith(OURS):
-            _refuse(name, key, f"labels that do not begin with {OURS!r}, which are wfl's own")
+            values.refuse(name, key, f"labels that do not begin with {OURS!r}, which are wfl's own")
         found["Labels"][key] = value
 
 
@@ -546,7 +513,7 @@ _EXTENSIONS: dict[str, Callable[[dict[str, Any], str, str], None]] = {
     "entrypoint": _elsewhere,
     "network": _add_network,
     "ports": _add_ports,
-    "privileged": _host("Privileged", _flag),
+    "privileged": _host("Privileged", values.flag),
     "cap_add": _host("CapAdd", _capabilities),
     "cap_drop": _host("CapDrop", _capabilities),
     "devices": _host("Devices", _devices),
@@ -559,14 +526,14 @@ _EXTENSIONS: dict[str, Callable[[dict[str, Any], str, str], None]] = {
     "pid": _host("PidMode", _matching(r"host|container:\S+", "'host' or 'container:NAME'")),
     "uts": _host("UTSMode", _matching("host", "'host'")),
     "tmpfs": _host("Tmpfs", _tmpfs),
-    "read_only": _host("ReadonlyRootfs", _flag),
+    "read_only": _host("ReadonlyRootfs", values.flag),
     "security_opt": _host("SecurityOpt", _security),
     "extra_hosts": _host("ExtraHosts", _extra_hosts),
     "dns": _host("Dns", _dns),
     "labels": _add_labels,
     "platform": _elsewhere,
     "pull": _elsewhere,
-    "init": _host("Init", _flag),
+    "init": _host("Init", values.flag),
 }
 EXTENSIONS = frozenset(_EXTENSIONS)
 """Keys of JobTemplate.extensions that are understood."""

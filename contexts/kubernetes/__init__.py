@@ -32,8 +32,10 @@ class KubernetesContext(Context):
     impersonate, impersonate_groups: the user, and groups, in whose name all is asked for.
     timeout: seconds that the API server may take to answer one request.
     pull: when images are fetched: "missing", "always" or "never"; None: as the cluster does it.
-    shell: the path of a shell in the images, needed for arrays (unless they begin with 0), input_path and error_path;
-    None: there is none, and these are refused, arrays are submitted element by element.
+    shell: the path of a shell in the images, needed for input_path, error_path, join_files, output in files, files that
+    are copied without a helper_image, arrays (unless they count 0, 1, 2, … with no index in their words), and SIGKILL
+    after a grace. None: there is none; arrays are submitted element by element, join_files does not keep the order, and
+    SIGKILL needs a program `kill`; the rest is refused.
     helper_image: an image with sh and tar, for copying files in and out; None: the job's own.
     patience: seconds after which a job has FAILED that waits for what never comes by itself, such as an image that is
     not there. What no machine has room for may wait for ever.

@@ -6,7 +6,6 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.client import IncompleteRead
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +13,7 @@ from kubernetes.config import ConfigException
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from websocket import WebSocketBadStatusException, WebSocketException, WebSocketTimeoutException
 
+from wfl.contexts import network
 from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
@@ -145,14 +145,8 @@ def words(error: BaseException) -> str:
     wrapped = isinstance(error, HTTPError)
     while isinstance(error, HTTPError) and (error.__cause__ or error.__context__):
         error = error.__cause__ or error.__context__ or error
-    if isinstance(error, ssl.SSLError):
-        alert = (error.reason or str(error)).replace("_", " ").lower()
-        more = f": {error.verify_message}" if isinstance(error, ssl.SSLCertVerificationError) else ""
-        return f"TLS: {alert}{more}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, TimeoutError | WebSocketTimeoutException):
+    if isinstance(error, WebSocketTimeoutException):
         return "nothing was heard in time"
-    if isinstance(error, IncompleteRead) or (wrapped and isinstance(error, ValueError)):
+    if wrapped and isinstance(error, ValueError) and not isinstance(error, ssl.SSLError):
         return "the connection was cut"
-    return " ".join(str(error).split()) or type(error).__name__
+    return network.words(error)

@@ -959,8 +959,8 @@ class KubernetesBackend(Backend):
         while left() and time.monotonic() < until:
             time.sleep(AGAIN / 10)
         if missing := left():
-            words = "kubernetes: %d jobs have not got their files yet; they wait for a later program of this session"
-            log.warning(words, len(missing))
+            rest = "they wait for a later program of this session" if self._keep else "nobody brings them: kill these"
+            log.warning("kubernetes: %d jobs have not got their files yet; %s", len(missing), rest)
 
     def _end_all(self, *, end: bool) -> int:
         """Remove what this program made and must not leave; how many could not be."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wfl.contexts import values
 from wfl.contexts.kubernetes.facts import MAIN
 from wfl.errors import InvalidArgumentError, nearest
 
@@ -74,9 +75,7 @@ def add(parts: Parts, extensions: Mapping[str, str]) -> None:
 
     Raises InvalidArgumentError that names the extension and what is expected.
     """
-    for name, text in extensions.items():
-        if not text.strip():
-            raise InvalidArgumentError(f"extensions[{name!r}] is empty: leave it out")
+    values.check_filled(extensions)
     for name, put in _EXTENSIONS.items():
         if name in extensions:
             put(parts, name, extensions[name])
@@ -87,55 +86,48 @@ def add(parts: Parts, extensions: Mapping[str, str]) -> None:
 # --- text that means something ----------------------------------------------------------------------------
 
 
-def _refuse(name: str, text: object, expected: str) -> NoReturn:
-    raise InvalidArgumentError(f"extensions[{name!r}] is {text!r}, expected {expected}")
-
-
-def _flag(name: str, text: str) -> bool:
-    return text == "true" if text in ("true", "false") else _refuse(name, text, "'true' or 'false'")
-
-
 def _number(name: str, text: str) -> int:
     right = re.fullmatch(r"\d{1,10}", text, re.ASCII) and int(text) <= _HIGHEST
-    return int(text) if right else _refuse(name, text, f"a number from 0 to {_HIGHEST}")
+    return int(text) if right else values.refuse(name, text, f"a number from 0 to {_HIGHEST}")
 
 
 def _lifetime(name: str, text: str) -> int:
     number = _number(name, text)
-    return number if number >= LEAST_TTL else _refuse(name, text, f"seconds, {LEAST_TTL} or more")
+    return number if number >= LEAST_TTL else values.refuse(name, text, f"seconds, {LEAST_TTL} or more")
 
 
 def _name(name: str, text: str) -> str:
-    return text if re.fullmatch(NAME, text) else _refuse(name, text, "a name: lower case, digits, '-' and '.'")
+    return text if re.fullmatch(NAME, text) else values.refuse(name, text, "a name: lower case, digits, '-' and '.'")
 
 
 def _value(name: str, text: str) -> str:
-    return text if re.fullmatch(VALUE, text) else _refuse(name, text, "up to 63 letters, digits, '-', '_' and '.'")
+    return (
+        text if re.fullmatch(VALUE, text) else values.refuse(name, text, "up to 63 letters, digits, '-', '_' and '.'")
+    )
 
 
 def _quantity(name: str, text: str) -> str:
-    return text if re.fullmatch(QUANTITY, text, re.ASCII) else _refuse(name, text, "a size, such as '512Mi' or '2Gi'")
-
-
-def _list(name: str, text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",")]
-    return items if all(items) else _refuse(name, text, "items between ',', none of them empty")
+    return (
+        text
+        if re.fullmatch(QUANTITY, text, re.ASCII)
+        else values.refuse(name, text, "a size, such as '512Mi' or '2Gi'")
+    )
 
 
 def _capabilities(name: str, text: str) -> list[str]:
-    found = _list(name, text)
+    found = values.items(name, text)
     right = all(re.fullmatch(r"(?!CAP_)[A-Z][A-Z_]*", item) for item in found)
-    return found if right else _refuse(name, text, "names such as 'NET_ADMIN,SYS_TIME', without 'CAP_'")
+    return found if right else values.refuse(name, text, "names such as 'NET_ADMIN,SYS_TIME', without 'CAP_'")
 
 
 def _pairs(name: str, text: str) -> dict[str, str]:
     """Keys as labels and annotations have them; the values are the caller's to check."""
-    pairs = [item.partition("=") for item in _list(name, text)]
+    pairs = [item.partition("=") for item in values.items(name, text)]
     for key, mark, _ in pairs:
         if not mark or not re.fullmatch(_KEY, key):
-            _refuse(name, text, "'key=value,key=value', keys such as 'team' or 'example.com/team'")
+            values.refuse(name, text, "'key=value,key=value', keys such as 'team' or 'example.com/team'")
         if key.startswith(OURS):
-            _refuse(name, text, f"keys that do not begin with {OURS!r}, which are wfl's own")
+            values.refuse(name, text, f"keys that do not begin with {OURS!r}, which are wfl's own")
     return {key: value for key, _, value in pairs}
 
 
@@ -161,13 +153,15 @@ def _yaml(name: str, text: str, kind: type, expected: str) -> Any:
         found = _parsed(text)
     except ValueError as error:
         raise InvalidArgumentError(f"extensions[{name!r}] is no YAML of {expected}: {error}") from None
-    return found if isinstance(found, kind) and found else _refuse(name, text, f"{expected}, as YAML")
+    return found if isinstance(found, kind) and found else values.refuse(name, text, f"{expected}, as YAML")
 
 
 def _items(name: str, text: str, expected: str) -> list[Json]:
     found: list[Any] = _yaml(name, text, list, expected)
     return (
-        found if all(isinstance(item, dict) and item for item in found) else _refuse(name, text, f"{expected}, as YAML")
+        found
+        if all(isinstance(item, dict) and item for item in found)
+        else values.refuse(name, text, f"{expected}, as YAML")
     )
 
 
@@ -225,7 +219,7 @@ def _add_tolerations(parts: Parts, name: str, text: str) -> None:
             if key not in _TOLERATION:
                 raise InvalidArgumentError(f"extensions[{name!r}] has {key!r}:{nearest(key, _TOLERATION)}")
             if type(value) is not _TOLERATION[key]:
-                _refuse(name, text, f"{key} to be {'text' if _TOLERATION[key] is str else 'a number'}: {value!r}")
+                values.refuse(name, text, f"{key} to be {'text' if _TOLERATION[key] is str else 'a number'}: {value!r}")
     parts.pod["tolerations"] = found
 
 
@@ -240,20 +234,20 @@ def _add_affinity(parts: Parts, name: str, text: str) -> None:
 
 
 def _add_pull(parts: Parts, name: str, text: str) -> None:
-    parts.main["imagePullPolicy"] = PULL.get(text) or _refuse(name, text, "'always', 'missing' or 'never'")
+    parts.main["imagePullPolicy"] = PULL.get(text) or values.refuse(name, text, "'always', 'missing' or 'never'")
 
 
 def _add_pull_secrets(parts: Parts, name: str, text: str) -> None:
-    parts.pod["imagePullSecrets"] = [{"name": _name(name, item)} for item in _list(name, text)]
+    parts.pod["imagePullSecrets"] = [{"name": _name(name, item)} for item in values.items(name, text)]
 
 
 def _add_env_from(parts: Parts, name: str, text: str) -> None:
     references = {"secret": "secretRef", "configmap": "configMapRef"}
     found = []
-    for item in _list(name, text):
+    for item in values.items(name, text):
         kind, _, source = item.partition(":")
         if kind not in references or not re.fullmatch(NAME, source):
-            _refuse(name, text, "'secret:NAME,configmap:NAME'")
+            values.refuse(name, text, "'secret:NAME,configmap:NAME'")
         found.append({references[kind]: {"name": source}})
     parts.main["envFrom"] = found
 
@@ -268,16 +262,16 @@ def _add_containers(parts: Parts, name: str, text: str) -> None:
     for item in _items(name, text, "a list of containers"):
         called = item.get("name")
         if not isinstance(called, str) or not re.fullmatch(LABEL, called) or not isinstance(item.get("image"), str):
-            _refuse(name, text, "containers that have a name (lower case) and an image")
+            values.refuse(name, text, "containers that have a name (lower case) and an image")
         if called == MAIN or called.startswith(RESERVED) or called in [other["name"] for other in there]:
-            _refuse(name, text, f"names of containers that are not taken, unlike {called!r}")
+            values.refuse(name, text, f"names of containers that are not taken, unlike {called!r}")
         if name == "sidecars" and item.get("restartPolicy", "Always") != "Always":
-            _refuse(name, text, f"sidecars, which are restarted: {called!r} belongs into init_containers")
+            values.refuse(name, text, f"sidecars, which are restarted: {called!r} belongs into init_containers")
         there.append({**item, "restartPolicy": "Always"} if name == "sidecars" else item)
 
 
 def _add_host_network(parts: Parts, name: str, text: str) -> None:
-    if _flag(name, text):
+    if values.flag(name, text):
         parts.pod.update(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet")
 
 
@@ -303,7 +297,7 @@ def _add_gpus(parts: Parts, name: str, text: str) -> None:
     if not re.fullmatch(r"[1-9][0-9]{0,3}", number) or (
         mark and ("/" not in resource or not re.fullmatch(_KEY, resource))
     ):
-        _refuse(name, text, "a number, or 'amd.com/gpu=1' for others than nvidia.com/gpu")
+        values.refuse(name, text, "a number, or 'amd.com/gpu=1' for others than nvidia.com/gpu")
     _limit(parts, resource or "nvidia.com/gpu", number, "limits")
 
 
@@ -319,7 +313,7 @@ def _patch(parts: Parts, name: str, text: str) -> None:
                 f"extensions[{name!r}] has {key}, which wfl sets: use {_SET_ELSEWHERE[name][key]}"
             )
     if any(str(_named(volume)).startswith(RESERVED) for volume in changes.get("volumes") or ()):
-        _refuse(name, text, f"names of volumes that do not begin with {RESERVED!r}")
+        values.refuse(name, text, f"names of volumes that do not begin with {RESERVED!r}")
     whole = parts.pod if name == "pod_patch" else parts.main
     patched = _patched(name, whole, changes)
     whole.clear()
@@ -336,9 +330,9 @@ def _patched(name: str, old: Json, changes: Json) -> Json:
     for key, value in changes.items():
         there = old.get(key)
         if isinstance(there, list | dict) and value is not None and type(value) is not type(there):
-            _refuse(name, value, f"{key} to be a {'list' if isinstance(there, list) else 'mapping'}")
+            values.refuse(name, value, f"{key} to be a {'list' if isinstance(there, list) else 'mapping'}")
         if value is None and isinstance(there, list):
-            _refuse(name, value, f"nothing to be taken out of {key}: wfl needs it")
+            values.refuse(name, value, f"nothing to be taken out of {key}: wfl needs it")
         if value is None:
             new.pop(key, None)
         elif isinstance(value, dict):
@@ -350,7 +344,7 @@ def _patched(name: str, old: Json, changes: Json) -> Json:
 
 def _choose_output(_: Parts, name: str, text: str) -> None:
     if text not in ("log", "file"):
-        _refuse(name, text, "'log' or 'file'")
+        values.refuse(name, text, "'log' or 'file'")
 
 
 _EXTENSIONS: dict[str, Callable[[Parts, str, str], None]] = {
@@ -369,10 +363,10 @@ _EXTENSIONS: dict[str, Callable[[Parts, str, str], None]] = {
     "run_as_user": _as_user("runAsUser"),
     "run_as_group": _as_user("runAsGroup"),
     "fs_group": _as_user("fsGroup"),
-    "privileged": _may("privileged", _flag),
+    "privileged": _may("privileged", values.flag),
     "cap_add": _capable("add"),
     "cap_drop": _capable("drop"),
-    "read_only": _may("readOnlyRootFilesystem", _flag),
+    "read_only": _may("readOnlyRootFilesystem", values.flag),
     "pull": _add_pull,
     "pull_secrets": _add_pull_secrets,
     "env_from": _add_env_from,

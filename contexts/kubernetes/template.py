@@ -16,15 +16,26 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import INDEX
-from wfl.contexts import checks
+from wfl.contexts import checks, images
 from wfl.contexts.kubernetes import extensions
 from wfl.contexts.kubernetes.extensions import NAME, VALUE, Json, Parts
 from wfl.contexts.kubernetes.facts import INDEX as NUMBER
 from wfl.contexts.kubernetes.facts import MAIN, NOT_FOUND
 from wfl.contexts.kubernetes.jobs import HELD, KEY, MAKING, SUSPENDED, WAITING
-from wfl.contexts.kubernetes.volumes import FILES, NULL, PLACE, STDIN, STREAMS, Files, is_file, is_local, to_files
+from wfl.contexts.kubernetes.volumes import (
+    FILES,
+    NULL,
+    PLACE,
+    STDIN,
+    STREAMS,
+    Files,
+    is_file,
+    is_joined,
+    is_local,
+    to_files,
+)
 from wfl.drmaa2 import WALLCLOCK_TIME
-from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError, nearest
+from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,17 +80,6 @@ _HELPING = {
     "limits": {"cpu": "1", "memory": "64Mi"},
 }
 """What a helper has where the main container has some: a quota wants it said, and a job may be as large as a node."""
-_ARCHITECTURES = {
-    "X64": "amd64", "X86_64": "amd64", "AMD64": "amd64", "X86": "386", "I386": "386", "I686": "386", "ARM64": "arm64",
-    "AARCH64": "arm64", "ARM": "arm", "PPC64": "ppc64", "PPC64LE": "ppc64le", "S390X": "s390x", "RISCV64": "riscv64",
-    "MIPS64": "mips64",
-}  # fmt: skip
-_PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::\d+)?/)?{_PART}(?:/{_PART})*"
-    r"(?::[\w][\w.-]{0,127})?(?:@\w+(?:[-_+.]\w+)*:[0-9a-fA-F]{32,})?",
-    re.ASCII,
-)
 _VALUE = re.compile(VALUE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -397,11 +397,7 @@ def _node_selector(template: JobTemplate) -> dict[str, str]:
             raise DeniedByDrmsError(f"machine_os is {system}; pods are made for LINUX")
         found["kubernetes.io/os"] = "linux"
     if given := template.machine_arch:
-        architecture = _ARCHITECTURES.get(given.upper())
-        if architecture is None:
-            end = nearest(given.upper(), _ARCHITECTURES)
-            raise UnsupportedAttributeError(f"machine_arch is {given}, which no node's label says;{end}")
-        found["kubernetes.io/arch"] = architecture
+        found["kubernetes.io/arch"] = images.architecture(given)
     return found
 
 
@@ -464,7 +460,7 @@ def _helper(name: str, script: str, main: Json, defaults: Defaults, mounts: list
 def _main(template: JobTemplate, identity: Identity, defaults: Defaults, indexes: range | None) -> Json:
     """All but what is mounted. `$` is doubled wherever Kubernetes would take `$(NAME)` for a variable."""
     numbered = indexes is not None and _is_numbered(template, indexes)
-    main: Json = {"name": MAIN, "image": _image(template, defaults.image)}
+    main: Json = {"name": MAIN, "image": images.image(template, defaults.image)}
     if defaults.pull:
         main["imagePullPolicy"] = extensions.PULL[defaults.pull]
     main.update(_command(template, defaults.shell, indexes if numbered else None))
@@ -479,16 +475,6 @@ def _main(template: JobTemplate, identity: Identity, defaults: Defaults, indexes
     if resources := _resources(template):
         main["resources"] = resources
     return main
-
-
-def _image(template: JobTemplate, default: str | None) -> str:
-    image = template.job_category or default
-    if not image:
-        raise InvalidArgumentError("no image: set job_category in the template, or image in the context")
-    if not _IMAGE.fullmatch(image):
-        given = "job_category" if template.job_category else "the context's image"
-        raise InvalidArgumentError(f"{given} is {image!r}, no name of an image, such as 'python:3.13' (lower case)")
-    return image
 
 
 def _environment(
@@ -536,7 +522,7 @@ def _is_numbered(template: JobTemplate, indexes: range) -> bool:
 def _command(template: JobTemplate, shell: str | None, indexes: range | None) -> Json:
     """Without a command, args go to the image's own; `indexes` are those that a shell has to count."""
     words = [template.remote_command or "", *(template.args or ())]
-    script, inside = _script(template, words, indexes, joined=bool(template.join_files and shell))
+    script, inside = _script(template, words, indexes, joined=bool(is_joined(template) and shell and words[0]))
     if not script:
         literal = [word.replace("$", "$$") for word in words]
         found = {"command": literal[:1] if words[0] else None, "args": literal[1:]}

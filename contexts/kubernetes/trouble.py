@@ -13,7 +13,7 @@ from wfl.drmaa2 import JobState, fact
 from wfl.errors import WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from wfl.backend import Report
     from wfl.contexts.kubernetes.client import Client
@@ -29,6 +29,8 @@ RATHER = 0.1
 """Shortest pause in seconds between two looks at what waits."""
 _MEANT = ("FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 """Events that tell why a pod does not come, or not on; the rest is in the pods themselves."""
+_GOES_ON = ("Pulling", "Pulled", "Created", "Started")
+"""Events that come after its volumes are there."""
 _MAY_PASS = ("exceeded quota", "timed out waiting", "object has been modified")
 """Words of events that time alone may make good."""
 
@@ -93,12 +95,35 @@ class Minder:
                     left = task.stuck + self._patience - now
                     if left <= 0:
                         doomed.setdefault(task.words or "it cannot start", []).append(task)
-                    soonest = min(soonest, max(left, 0.0))
+                    else:
+                        soonest = min(soonest, left)
                 elif task.words is None:
                     unexplained.append(task)
-        for words, tasks in doomed.items():
-            self.give_up(tasks, f"{words} (for {self._patience:g} s, the context's patience)")
-        return min(soonest, self._explain(unexplained, now))
+        return min(soonest, self._end(doomed), self._explain(unexplained, now))
+
+    def _end(self, doomed: Mapping[str, Sequence[Task]]) -> float:
+        """Give up what has waited too long, by its words; seconds until that is to be tried again."""
+        try:
+            hopeless = {words: self._hopeless(tasks) for words, tasks in doomed.items()}
+        except WflError as error:
+            log.debug("kubernetes: whether what waits has got on is not known: %s", error)
+            return LOOKS[0]
+        for words, tasks in hopeless.items():
+            if tasks:
+                self.give_up(tasks, f"{words} (for {self._patience:g} s, the context's patience)")
+        return 0.0 if doomed else inf
+
+    def _hopeless(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those that are still where they were: of what an event has said, it is another event that tells its end."""
+        if not any(task.explained and task.pod for task in tasks):
+            return list(tasks)
+        events, _ = self._client.list("events")
+        stopped, goes = latest(events), latest(events, _GOES_ON)
+        for task in tasks:
+            name = task.pod or ""
+            if task.explained and name in goes and goes[name][0] > stopped.get(name, ("", ""))[0]:
+                task.words, task.stuck, task.explained = None, None, False
+        return [task for task in tasks if task.stuck is not None]
 
     @staticmethod
     def _waiting(job: Job) -> list[Task]:
@@ -131,7 +156,7 @@ class Minder:
         said = latest(events)
         facts = []
         for task in tasks:
-            words = said.get(task.pod or "") or said.get(task.job.name)
+            _, words = said.get(task.pod or "") or said.get(task.job.name) or ("", None)
             if words is not None:
                 task.words, task.explained = words, True
                 if not any(text in words for text in _MAY_PASS):
@@ -140,14 +165,14 @@ class Minder:
         self.tell(facts)
 
 
-def latest(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The last meant words on each object, by its name."""
+def latest(events: Sequence[Mapping[str, Any]], reasons: Collection[str] = _MEANT) -> dict[str, tuple[str, str]]:
+    """The last of these events on each object, by its name: when it was, and its words."""
     found: dict[str, tuple[str, str]] = {}
     for event in events:
-        if event.get("reason") not in _MEANT:
+        if event.get("reason") not in reasons:
             continue
         when = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or ""
         name = event["involvedObject"].get("name", "")
         if name not in found or found[name][0] <= when:
             found[name] = (when, " ".join(f"{event['reason']}: {event.get('message', '')}".split()))
-    return {name: words for name, (_, words) in found.items()}
+    return found

@@ -56,11 +56,17 @@ def to_files(template: JobTemplate) -> list[str]:
     out, err = template.output_path or "", template.error_path or ""
     extensions: Mapping[str, str] = template.extensions or {}
     all_of_it = extensions.get("output") == "file"
-    apart = not template.join_files and err != NULL and (not err or not out or posixpath.relpath(out, err) != ".")
+    apart = not is_joined(template) and err != NULL
     return [
         *(["stdout"] if all_of_it and out != NULL else ()),
         *(["stderr"] if apart and (all_of_it or err) else ()),
     ]
+
+
+def is_joined(template: JobTemplate) -> bool:
+    """Whether both streams are to be one, in the order of writing."""
+    out, err = template.output_path, template.error_path
+    return bool(template.join_files or (out and err and err != NULL and posixpath.relpath(out, err) == "."))
 
 
 def is_file(path: str | None) -> bool:

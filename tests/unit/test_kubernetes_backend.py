@@ -1654,7 +1654,7 @@ def test_what_lives_on_has_its_files_first(
     rooms[1].backend.close(end=False)
     assert "have not got their files" not in caplog.text
     rooms[0].backend.close(end=False)
-    assert "1 jobs have not got their files yet; they wait for a later program" in caplog.text
+    assert "1 jobs have not got their files yet; nobody brings them: kill these" in caplog.text
     assert len(cluster.jobs) == 2
 
 

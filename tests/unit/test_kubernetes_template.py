@@ -489,17 +489,18 @@ def test_output_in_files(fields: dict[str, Any], streams: dict[str, str], words:
 def test_joined() -> None:
     """Both streams in the order of writing: the command writes them to one; without a shell the log has both anyway."""
     assert main(remote_command="x", join_files=True)["command"][2].endswith('exec "$$@" 2>&1')
+    assert main(remote_command="x", output_path="/o", error_path="/o")["command"][2].endswith('exec "$$@" 2>&1')
+    assert "command" not in main(args=("x",), join_files=True)
     given = JobTemplate(remote_command="x", join_files=True)
     one = template.manifests(given, IDENTITY, template.Defaults(image="busybox", shell=None)).job
     assert one["spec"]["template"]["spec"]["containers"][0]["command"] == ["x"]
 
 
-@pytest.mark.parametrize("fields", [{"error_path": "/o", "output_path": "/o"}, {"input_path": "/dev/null"}])
-def test_streams_that_need_nothing(fields: dict[str, Any]) -> None:
-    """Both streams are one in a pod anyway, and there is nothing to be read."""
-    result = made(remote_command="x", **fields)
+def test_streams_that_need_nothing() -> None:
+    """There is nothing to be read in a pod anyway."""
+    result = made(remote_command="x", input_path="/dev/null")
     assert (result.copies, result.streams) == ({}, {})
-    assert main(remote_command="x", **fields)["command"] == ["x"]
+    assert main(remote_command="x", input_path="/dev/null")["command"] == ["x"]
 
 
 # --- files ------------------------------------------------------------------------------------------------

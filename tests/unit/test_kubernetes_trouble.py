@@ -19,7 +19,7 @@ from wfl.contexts.kubernetes.client import Client
 from wfl.contexts.kubernetes.jobs import HELD, MAKING, WAITING, Job, Register, Task
 from wfl.contexts.kubernetes.trouble import LOOKS, UNEXPLAINED, Minder, latest
 from wfl.drmaa2 import JobInfo, JobState
-from wfl.errors import DeniedByDrmsError, WflError
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, WflError
 
 PATIENCE = 30.0  # seconds that a thread may take on a busy machine
 EVENTS: list[dict[str, Any]] = json.loads(
@@ -84,7 +84,7 @@ class Room:
         new = set(threading.enumerate()) - before
         (self.thread,) = (thread for thread in new if thread.name == "wfl-kubernetes-minder")
 
-    def list(self, kind: str, *, fields: str) -> tuple[list[dict[str, Any]], str]:
+    def list(self, kind: str, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
         """As the client does."""
         self.asked.append((kind, fields))
         if isinstance(self.events, Exception):
@@ -298,6 +298,25 @@ def test_a_pods_events_are_its_own(room: Room) -> None:
     assert room.given_up == [([task], f"{NO_VOLUME} {SUFFIX}")]
 
 
+def test_what_an_event_said_may_have_passed(room: Room) -> None:
+    """The pod's volume came, and its image is being pulled: it is not given up, nor where that is not known."""
+    late, later = "2026-11-22T23:00:00Z", "2026-11-22T23:00:01Z"
+    task = room.task("no-volume-unit000000-15", pod="x")
+    room.events = [event("FailedMount", "none", lastTimestamp=late)]
+    room.sleeps(UNEXPLAINED)
+    assert task.words == "FailedMount: none"
+    room.events = DrmCommunicationError("away")
+    assert room.sleeps(300) == 5
+    assert room.given_up == []
+    room.events = [
+        event("FailedMount", "none", lastTimestamp=late),
+        event("Pulling", "Pulling image", lastTimestamp=later),
+    ]
+    room.sleeps()
+    assert not any((task.words, task.stuck, room.given_up))
+    assert room.asked[-1] == ("events", "")
+
+
 def test_what_an_event_said_holds_until_the_pod_says_something(room: Room) -> None:
     """A pod whose volume is missing says nothing itself; one that gets on says so."""
     room.events = EVENTS
@@ -403,10 +422,9 @@ def test_the_last_words_are_taken() -> None:
         event("FailedMount", "first", lastTimestamp="2026-11-22T06:28:06Z"),
         event("FailedScheduling", "no room", lastTimestamp="2026-11-22T06:29:06Z"),
     ]
-    assert latest(said) == {"x": "FailedMount: later than"}
-    assert latest([*said, event("FailedCreate", "new", eventTime="2026-11-22T06:28:08.5Z")]) == {
-        "x": "FailedCreate: new"
-    }
-    told = latest(EVENTS)
+    assert latest(said) == {"x": ("2026-11-22T06:28:07Z", "FailedMount: later than")}
+    new = event("FailedCreate", "new", eventTime="2026-11-22T06:28:08.5Z")
+    assert latest([*said, new]) == {"x": ("2026-11-22T06:28:08.5Z", "FailedCreate: new")}
+    told = {name: words for name, (_, words) in latest(EVENTS).items()}
     assert "used: pods=1" in told.pop("quota-unit000000-25")
     assert told == {"no-account-unit000000-17": NO_ACCOUNT, "no-volume-unit000000-15-vm7nf": NO_VOLUME}
