@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from wfl.drmaa2 import JobTemplate
 
 PASSED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 """Paths that stand for the program's own descriptors."""
 
+HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
+"""Fields with paths of the caller's side, where that is not the job's."""
 _MAX_STRING = 131072
 """Bytes of one argument or variable: MAX_ARG_STRLEN of Linux (execve(2))."""
 
@@ -32,6 +34,32 @@ def absolute(field: str, path: str) -> str:
     except FileNotFoundError:
         words = f"{field} {path!r}: the directory that the program is in was removed"
         raise InvalidArgumentError(words) from None
+
+
+def from_here(template: JobTemplate, is_local: Callable[[str], bool] = lambda _: True) -> JobTemplate:
+    """All paths of the caller as they are from the directory that the program is in; `is_local`: a source is one.
+
+    What cannot be told, or is empty, stays as it is.
+    """
+    if not any(map(template.__getattribute__, HERE)):
+        return template
+
+    def path(given: str) -> str:
+        return given if given in PASSED or not given else os.path.join(here, given)
+
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return template
+    found: dict[str, Any] = {name: path(given) for name in HERE[:3] if (given := getattr(template, name))}
+    if template.stage_in_files:
+        pairs = template.stage_in_files.items()
+        found["stage_in_files"] = {target: path(source) if is_local(source) else source for target, source in pairs}
+    if template.stage_out_files:
+        found["stage_out_files"] = {path(target): source for target, source in template.stage_out_files.items()}
+        if len(found["stage_out_files"]) < len(template.stage_out_files):  # one place twice: refused as it stands
+            return template
+    return template.replace(**found)
 
 
 def streams(template: JobTemplate, cwd: str, *, look: bool) -> dict[str, Any]:

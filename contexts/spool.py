@@ -88,11 +88,11 @@ class OutputFile:
             os.close(descriptor)
 
     def copy_to(self, path: str) -> None:
-        """Write what there is into a file, which is made or emptied first, or to the program's own."""
+        """Write what there is now into a file, which is made or emptied first, or to the program's own."""
         try:
             with open(os.dup(PASSED[path]) if path in PASSED else path, "wb") as file:
-                offset = 0
-                while data := self.read(offset, _CHUNK):
+                offset, end = 0, self.size
+                while data := self.read(offset, min(_CHUNK, end - offset)):
                     file.write(data)
                     offset += len(data)
         except OSError as error:

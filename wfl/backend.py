@@ -147,6 +147,13 @@ class Backend(ABC):
         Contacts the system only as far as needed to say at once that it cannot be used.
         """
 
+    def resolve(self, template: JobTemplate) -> JobTemplate:
+        """The template with files of this side named whatever directory a program is in that finds the job again.
+
+        Called for each submission, placeholders filled; by default nothing changes. Never raises: `check` refuses.
+        """
+        return template
+
     @abstractmethod
     def submit(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
         """Start these jobs, at most `limits.submissions` of them; one outcome each, in order."""

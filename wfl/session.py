@@ -231,15 +231,16 @@ class JobSession:
         check_max_parallel(max_parallel)
         job_id = self._next_key()
         merged = template.merged_with(self.context.default_template)
-        number = self.context.next_task_number
         same = not has_placeholders(merged)
+        if same:
+            merged = self.backend.resolve(merged)
         if len(indexes) > 1:
             _check_output(merged)
         records = [
             Record(
                 self,
                 f"{job_id}.{index}",
-                merged if same else fill(merged, index, number),
+                merged if same else self._filled(merged, index),
                 source=template,
                 job_id=job_id,
                 index=index,
@@ -253,7 +254,7 @@ class JobSession:
         if max_parallel and not (native and self._has(Capability.MAX_PARALLEL)):
             self._admit(records, gate=Gate(max_parallel))
         elif native:
-            whole = Submission(job_id, merged if same else fill(merged, INDEX, number), job_id)
+            whole = Submission(job_id, merged if same else self._filled(merged, INDEX), job_id)
             self._admit(records, submit=lambda _: self.backend.submit_array(whole, indexes, max_parallel))
         else:
             self._admit(records)
@@ -264,7 +265,10 @@ class JobSession:
 
     def _fill(self, template: JobTemplate, index: int | None = None) -> JobTemplate:
         """The template with defaults, and its placeholders replaced."""
-        return fill(template.merged_with(self.context.default_template), index, self.context.next_task_number)
+        return self._filled(template.merged_with(self.context.default_template), index)
+
+    def _filled(self, merged: JobTemplate, index: int | str | None) -> JobTemplate:
+        return self.backend.resolve(fill(merged, index, self.context.next_task_number))
 
     def _admit(self, records: list[Record], *, gate: Gate | None = None, submit: Submit | None = None) -> None:
         """Enter new records into the ledger, and submit those that may start now."""

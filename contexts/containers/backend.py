@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
-from wfl.contexts import staging
+from wfl.contexts import checks, staging
 from wfl.contexts.containers import facts, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect
@@ -92,7 +92,7 @@ class _Job:
     )
 
     def __init__(self, key: str, template: JobTemplate, *, own: bool) -> None:
-        self.key, self.template = key, _settled(template)
+        self.key, self.template = key, template
         self.own = own  # made by this program, and ended with it
         self.killed = not own  # by a signal from outside, or nobody knows
         self.prepared = self.ended = self.reaped = False
@@ -173,6 +173,10 @@ class ContainerBackend(Backend):
         return socket.gethostname() if here else str(self._told.get("Name") or self._client.url)
 
     # -- submitting --
+
+    def resolve(self, given: JobTemplate) -> JobTemplate:
+        """With the paths of this side absolute, whatever directory is gone to before they are used."""
+        return checks.from_here(given, template.is_local)
 
     def check(self, template_: JobTemplate) -> None:
         """Refuse by field what no container can be made of."""
@@ -780,13 +784,6 @@ def _unstarted(found: Mapping[str, Any]) -> bool:
 
 
 _name = template.container_name
-
-
-def _settled(given: JobTemplate) -> JobTemplate:
-    """With the paths of this side absolute: the program may go to another directory before they are used."""
-    paths = {name: os.path.abspath(path) for name in ("output_path", "error_path") if (path := getattr(given, name))}
-    files = {os.path.abspath(target): source for target, source in (given.stage_out_files or {}).items()}
-    return given.replace(**paths, stage_out_files=files or None)
 
 
 def _order(key: str, found: Mapping[str, Any]) -> tuple[int, list[int]]:

@@ -281,7 +281,7 @@ def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]
         if target in mounts or target in copies:
             raise InvalidArgumentError(f"stage_in_files has the target {target!r} twice")
         form = _MOUNT.fullmatch(source)
-        if form is None:
+        if form is None:  # is_local
             copies[target] = source
             continue
         kind, place = form["kind"], form["source"]
@@ -291,6 +291,11 @@ def _staged(template: JobTemplate) -> tuple[list[dict[str, Any]], dict[str, str]
         _inside("stage_in_files", target)
         mounts[target] = {"Type": kind, "Source": place, "Target": target, "ReadOnly": bool(form["ro"])}
     return list(mounts.values()), copies
+
+
+def is_local(source: str) -> bool:
+    """Whether a source of stage_in_files is a file of this side."""
+    return _MOUNT.fullmatch(source) is None
 
 
 def _check_staging(template: JobTemplate, mounted: Mapping[str, bool], copied: Iterable[str]) -> None:

@@ -126,7 +126,8 @@ class KubernetesContext(Context):
         numbers = range(1, indexes + 1) if isinstance(indexes, int) else indexes
         texts = []
         for given, which in self.submissions(self.backend(), template, numbers):
-            mapping.check(given, self._defaults())
+            array = which if isinstance(which, range) else None
+            mapping.check(given, self._defaults(), array)
             key = f"key-{which}" if isinstance(which, int) else "key"
             identity = mapping.Identity(
                 key=key,
@@ -135,12 +136,13 @@ class KubernetesContext(Context):
                 job_id="key",
                 index=which if isinstance(which, int) else None,
                 detach=self.detach,
+                patience=self.patience,
             )
             made = mapping.manifests(
                 given,
                 identity,
                 self._defaults(),
-                indexes=which if isinstance(which, range) else None,
+                indexes=array,
                 max_parallel=max_parallel,
             )
             texts.append(mapping.preview_documents(made))

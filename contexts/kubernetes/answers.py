@@ -44,10 +44,16 @@ class ExpiredError(DrmCommunicationError):
     """The server no longer knows, or does not know yet, the version to go on from: list again."""
 
 
+class UnauthorizedError(DeniedByDrmsError):
+    """The credentials were refused: they have ended, and may be renewed."""
+
+
 class UnsentError(DrmCommunicationError):
     """There was no connection, so nothing was asked for."""
 
 
+PASSING = (DrmCommunicationError, TryLaterError, UnauthorizedError)
+"""What time may make good."""
 _REFUSALS: dict[int, type[WflError]] = {
     BAD_REQUEST: InvalidArgumentError,
     NOT_FOUND: NotThereError,
@@ -93,7 +99,7 @@ def refusal(url: str, question: Question, status: int, said: Mapping[str, Any]) 
     words = words_of(said) or f"HTTP {status}"
     if status == UNAUTHORIZED:
         cure = "log in again, or give another kubeconfig or context"
-        return DeniedByDrmsError(f"{url}: the credentials were refused ({words}): {cure}")
+        return UnauthorizedError(f"{url}: the credentials were refused ({words}): {cure}")
     if status == FORBIDDEN:
         return _denied(question, words)
     if kind := _kind(question, status, said, words):

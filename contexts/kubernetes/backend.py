@@ -18,15 +18,27 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
+from wfl.contexts import checks
 from wfl.contexts.guard import Guard
 from wfl.contexts.kubernetes import facts, files, template
+from wfl.contexts.kubernetes.answers import PASSING
 from wfl.contexts.kubernetes.client import REQUESTS, Client, ExistsError, NotThereError, UnsentError
-from wfl.contexts.kubernetes.ending import KILL, cancel, end_program, pieces, remove_jobs, remove_pods, watch
+from wfl.contexts.kubernetes.ending import (
+    KILL,
+    cancel,
+    end_program,
+    kill_inside,
+    pieces,
+    remove_jobs,
+    remove_pods,
+    watch,
+)
 from wfl.contexts.kubernetes.jobs import (
     CANCELLED,
     HELD,
     KEY,
     MAKING,
+    PATIENCE,
     PAUSED,
     SUSPENDED,
     WAITING,
@@ -37,6 +49,7 @@ from wfl.contexts.kubernetes.jobs import (
 )
 from wfl.contexts.kubernetes.results import Results
 from wfl.contexts.kubernetes.trouble import Minder
+from wfl.contexts.kubernetes.volumes import is_local
 from wfl.contexts.kubernetes.watching import Watch
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, SubState, fact
 from wfl.errors import (
@@ -62,7 +75,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wfl")
 
-PATIENCE = 10.0
+AWHILE = 10.0
 """Seconds that closing waits for what is under way, and opening for the first list."""
 TERMINATE = 3600
 """Seconds of grace for what is asked to end: who asks kills it when the time is up."""
@@ -72,7 +85,6 @@ STOPPING = 4
 """Requests at once that end many jobs, each some of them."""
 SHOWN = 5
 """Jobs that a line for people names one by one."""
-_HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
 
 
 class KubernetesBackend(Backend):
@@ -124,6 +136,7 @@ class KubernetesBackend(Backend):
         self._closed = threading.Event()
         self._guard = Guard(self.name, "Jobs", self._closed, None if detach else self._start_helper)
         self._pool = Pool("wfl-kubernetes", REQUESTS)
+        self._porters = Pool("wfl-kubernetes-files", REQUESTS // 2)  # ends do not wait for files of others
         self._clock = Clock("wfl-kubernetes-clock")
         self._priorities: dict[int, str] = {}
 
@@ -141,10 +154,14 @@ class KubernetesBackend(Backend):
 
     # -- submitting --
 
-    def check(self, template_: JobTemplate) -> None:
+    def resolve(self, given: JobTemplate) -> JobTemplate:
+        """With the paths of this side absolute, whatever directory is gone to before they are used."""
+        return checks.from_here(given, is_local)
+
+    def check(self, template_: JobTemplate, indexes: range | None = None) -> None:
         """Refuse by field what no Job can be made of."""
         super().check(template_)
-        template.check(template_, self._defaults)
+        template.check(template_, self._defaults, indexes)
 
     def submit(self, submissions: Sequence[Submission]) -> Sequence[str | WflError]:
         """Create one Job, and what belongs to it (limits.submissions is 1)."""
@@ -160,7 +177,7 @@ class KubernetesBackend(Backend):
         self, submission: Submission, indexes: range | None, max_parallel: int | None
     ) -> Sequence[str | WflError]:
         try:
-            self.check(submission.template)
+            self.check(submission.template, indexes)
             with self._guard.on_its_way():
                 job = self._run(submission, indexes, max_parallel)
         except DrmCommunicationError:
@@ -180,6 +197,7 @@ class KubernetesBackend(Backend):
             job_id=submission.job_id,
             index=submission.index,
             detach=self._detach,
+            patience=self._patience,
         )
         made = template.manifests(
             given,
@@ -189,11 +207,12 @@ class KubernetesBackend(Backend):
             max_parallel=max_parallel,
             priority_class=self._priority_class(given),
         )
-        metadata = made.job["metadata"]
-        job = Job(submission.key, metadata["name"], given, indexes, own=True)
+        job = Job(submission.key, made.job["metadata"]["name"], given, indexes, own=True)
         job.extra, job.copies, job.fetched, job.streams = made.extra, made.copies, made.fetched, made.streams
-        job.suspended = metadata["annotations"].get(SUSPENDED)
-        job.start = _start_of(given) if job.suspended == WAITING else None
+        job.patience = self._patience
+        job.stays = made.suspended
+        job.suspended = MAKING if made.extra else made.suspended
+        job.start = _start_of(given) if made.suspended == WAITING else None
         self._known.add(job)
         try:
             self._create(job, made.job)
@@ -225,17 +244,18 @@ class KubernetesBackend(Backend):
             return found
 
     def _complete(self, job: Job, created: Object) -> None:
-        """Make what a Job needs and owns, then let it go. Nothing is harmed by a second time."""
+        """Make what a Job needs and owns, then let it go, or stay held. Nothing is harmed by a second time."""
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": created["metadata"]["uid"]}
         try:
             for body in job.extra:
                 owned = {**body, "metadata": {**body["metadata"], "ownerReferences": [owner]}}
                 with suppress(ExistsError):
                     self._client.create(f"{body['kind'].lower()}s", owned)
-            job.prepared = True
+            if suspension(created) == MAKING:  # else that was done before, and its answer was lost
+                self._client.patch("jobs", job.name, _completed(job))
             if job.suspended == MAKING:
-                job.suspended = None
-                self._client.patch("jobs", job.name, _released(job))
+                job.suspended = job.stays
+            job.prepared = True
         except DrmCommunicationError:
             raise
         except WflError:
@@ -270,23 +290,24 @@ class KubernetesBackend(Backend):
 
     def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
         place = self._results.directory()
-        return watch(self._client.place, self._program, keep=self._keep, place=place, lost=lost)
+        shell = self._defaults.shell
+        return watch(self._client.place, self._program, keep=self._keep, shell=shell, place=place, lost=lost)
 
     # -- what the cluster tells --
 
     def _listen(self) -> None:
         with self._lock:
             if not self._watches:
-                self._minder = Minder(self._client, self._known, self._patience, self._closed)
+                self._minder = Minder(self._client, self._known, self._closed)
                 self._minder.release, self._minder.give_up = self._release_soon, self._give_up
                 self._minder.tell = self._report
                 self._watches = [
                     self._watch("pods", self._pods_listed, self._heard_pod),
                     self._watch("jobs", self._jobs_listed, self._heard_job),
                 ]
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + AWHILE
         for one in self._watches:
-            while not one.ready.wait(PATIENCE / 100):
+            while not one.ready.wait(AWHILE / 100):
                 if isinstance(one.error, DeniedByDrmsError):
                     raise one.error
                 if time.monotonic() > until:
@@ -314,8 +335,11 @@ class KubernetesBackend(Backend):
             if task.killed and what == "ADDED" and not facts.over(pod):  # it was to be ended before it had a pod
                 self._pool.submit(lambda: self._remove("pods", pod))
             return
-        if pod["metadata"]["uid"] != task.uid and not self._is_next(task, what, pod):
-            return
+        if pod["metadata"]["uid"] != task.uid:
+            if not self._is_next(task, what, pod):
+                return
+            if task.killed and not facts.over(pod):  # it came just as its task was told to end
+                self._pool.submit(lambda: self._remove("pods", pod))
         if what == "DELETED" or facts.over(pod):
             self._ended(task, pod, deleted=what == "DELETED")
         else:
@@ -328,7 +352,7 @@ class KubernetesBackend(Backend):
             return False
         again = task.begun
         task.pod, task.uid, task.born, task.begun = told["name"], told["uid"], told["creationTimestamp"], False
-        task.fed, task.tries, task.since = -inf, 0, time.monotonic()
+        task.fed, task.troubled, task.since = -inf, 0.0, time.monotonic()
         task.words, task.stuck, task.explained = None, None, False
         if again:
             self._results.drop(task)
@@ -396,7 +420,10 @@ class KubernetesBackend(Backend):
     def _see_suspension(self, job: Job, found: Object) -> None:
         """Others may hold and release it, too."""
         why = suspension(found)
-        if why == job.suspended or time.monotonic() - job.asked < AGAIN:  # it is our own doing
+        if why in (job.suspended, MAKING):
+            return
+        if time.monotonic() - job.asked < AGAIN:  # it may be from before what was asked for
+            self._later(partial(self._look_at_job, job))
             return
         job.suspended = why
         if why == CANCELLED:
@@ -467,7 +494,7 @@ class KubernetesBackend(Backend):
         """Complete an end: what was asked for is brought here, also of a pod that is just going."""
         try:
             info = self._whole_end(task, pod, going=going)
-        except DrmCommunicationError as error:
+        except PASSING as error:
             log.info("kubernetes: %s has ended, how is not known yet: %s", task.id, error)
             self._later(lambda: self._finish(task, pod, going=going))
             return
@@ -499,12 +526,24 @@ class KubernetesBackend(Backend):
                 return None
             if not final:
                 info = facts.end_by_job(task.id, found, task.number, killed=task.killed)
-                return info or facts.vanished(task.id, pod, killed=task.killed)
+                return self._end_or_again(task, pod, found, info)
             why = facts.overdue(found)
         if pod is None or not facts.over(pod):
             return facts.vanished(task.id, pod, killed=task.killed)
         trouble = self._results.bring_back(task, pod, going=going)
-        return facts.end(task.id, pod, trouble=trouble, killed=task.killed, why=why)
+        info = facts.end(task.id, pod, trouble=trouble, killed=task.killed, why=why)
+        if task.job.foreign and facts.waits(pod, files.OUT):
+            words = "its files are in its pod for the program that knows where they are to go"
+            info = info.replace(annotation=info.annotation or words)
+        return info
+
+    def _end_or_again(self, task: Task, pod: Object | None, found: Object, info: JobInfo | None) -> JobInfo | None:
+        """A pod is gone of which the Job says nothing yet: it may go on, and make another."""
+        if info is None and task.job.template.rerunnable and found["metadata"] and not task.killed:
+            self._dismiss(task)
+            self._report([fact(id=task.id, state=JobState.REQUEUED)])
+            return None
+        return info or facts.vanished(task.id, pod, killed=task.killed)
 
     def _job_of(self, task: Task) -> Object:
         """A task's Job, as it is now; one that says nothing where it is gone."""
@@ -526,7 +565,7 @@ class KubernetesBackend(Backend):
         with self._known.lock:
             if task.over:
                 return
-            task.over, task.finishing = True, False
+            task.over, task.finishing, task.since = True, False, time.monotonic()
         self._report([info])
 
     def _later(self, f: Callable[[], None]) -> None:
@@ -546,7 +585,7 @@ class KubernetesBackend(Backend):
     def _feed_soon(self, task: Task, pod: Object) -> None:
         if task.fed == -inf:
             task.fed = time.monotonic()
-            self._pool.submit(lambda: self._feed(task, pod))
+            self._porters.submit(lambda: self._feed(task, pod))
 
     def _feed(self, task: Task, pod: Object) -> None:
         """Put its files into a pod that waits for them."""
@@ -554,13 +593,13 @@ class KubernetesBackend(Backend):
         try:
             with self._guard.on_its_way():
                 files.put(self._client, name, task.job.copies, shell=self._shell)
-        except (DrmCommunicationError, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
+        except (*PASSING, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
             log.info("kubernetes: the files of %s are not in its pod yet: %s", task.id, error)
             task.fed = -inf
             self._later(lambda: self._feed_again(task, name))
         except Exception as error:  # noqa: BLE001 - whatever it was, the job is not to wait for ever
             if self._still_waits(name):
-                self._give_up([task], f"its files cannot be copied in: {error}")
+                self._never_fed(task, f"its files cannot be copied in: {error}")
 
     def _still_waits(self, name: str) -> bool:
         """Whether a pod waits for its files: another program may have brought them meanwhile."""
@@ -582,8 +621,8 @@ class KubernetesBackend(Backend):
         if not task.over and "running" in facts.container(pod, files.IN):
             self._feed_soon(task, pod)
 
-    def _give_up(self, tasks: Sequence[Task], words: str) -> None:
-        """These can never start."""
+    def _give_up(self, tasks: Sequence[Task], words: str) -> bool:
+        """These can never start; whether they could all be ended."""
         with self._known.lock:  # what its pod tells from now on is our own doing
             doomed = [task for task in tasks if not (task.over or task.finishing or task.begun)]
             for task in doomed:
@@ -595,8 +634,11 @@ class KubernetesBackend(Backend):
                 task.finishing = False
             else:
                 self._tell_end(task, ended(task.id, sub_state="launch_failure", annotation=words))
-        if left:
-            self._later(lambda: self._give_up(left, words))
+        return not left
+
+    def _never_fed(self, task: Task, words: str) -> None:
+        if not self._give_up([task], words):
+            self._later(lambda: self._never_fed(task, words))
 
     # -- control --
 
@@ -660,11 +702,15 @@ class KubernetesBackend(Backend):
                 "jobs", job.name, {"spec": {"suspend": True}, "metadata": {"annotations": {SUSPENDED: why}}}
             )
         except WflError:
-            job.suspended, job.asked = before, -inf
-            for task in job.tasks.values():  # if it was done all the same, that is seen as if others had done it
+            for task in job.tasks.values():
                 task.dismissed -= {task.uid}
-            self._later(lambda: self._look_at_job(job))
+            self._undo(job, before)
             raise
+
+    def _undo(self, job: Job, before: str | None) -> None:
+        """What was asked for failed; if it was done all the same, that is seen as if others had done it."""
+        job.suspended, job.asked = before, -inf
+        self._later(partial(self._look_at_job, job))
 
     def _release(self, job: Job) -> None:
         start = _start_of(job.template)
@@ -676,7 +722,7 @@ class KubernetesBackend(Backend):
             try:
                 self._client.patch("jobs", job.name, _released(job))
             except WflError:
-                job.suspended = before
+                self._undo(job, before)
                 raise
         for task in job.unended():
             task.since = time.monotonic()
@@ -724,6 +770,7 @@ class KubernetesBackend(Backend):
 
         if grace == KILL:
             self._results.keep(tasks)
+            self._results.take(task for job in alive if job.is_array for task in job.tasks.values())
         first = [task for task in tasks if not task.killed]
         for task in first:
             task.killed = True
@@ -758,27 +805,22 @@ class KubernetesBackend(Backend):
             cancel(self._client, {job.key: job.name for job in jobs}, grace, pods=pods)
         except WflError:
             for job, why in zip(jobs, before, strict=True):
-                job.suspended = why
+                self._undo(job, why)
             raise
 
     def _kill_inside(self, task: Task) -> None:
-        """A node that waits for a pod to end by itself does not hear that it is to wait less: so by a command in it."""
-        shell = self._defaults.shell
-        command = [shell, "-c", "kill -9 -1"] if shell else ["kill", "-9", "-1"]
-        try:
-            status, error = self._client.exec(task.pod or "", facts.MAIN, command)
-            if status not in (126, 127):
-                return
-        except (NotThereError, InvalidStateError):
-            return
-        except WflError as refusal:
-            error = str(refusal)
-        log.warning("kubernetes: %s was asked to end, and cannot be killed before its time: %s", task.id, error)
+        words = kill_inside(self._client, task.pod or "", self._defaults.shell)
+        if words is not None:
+            log.warning("kubernetes: %s was asked to end, and cannot be killed before its time: %s", task.id, words)
 
     def _remove(self, kind: str, what: Object) -> None:
-        """What nobody wants any more; the helper or the end of the session makes good what fails."""
-        with suppress(WflError):
+        """What nobody wants any more."""
+        try:
             self._client.delete(kind, what["metadata"]["name"], grace=KILL if kind == "pods" else None)
+        except PASSING:
+            self._later(lambda: self._remove(kind, what))
+        except WflError as error:
+            log.warning("kubernetes: %s cannot be removed: %s", what["metadata"]["name"], error)
 
     # -- output --
 
@@ -802,6 +844,8 @@ class KubernetesBackend(Backend):
                 task.reaped = True
         doomed = [job for job in groups if all(task.reaped for task in job.tasks.values())]
         keys = [job.key for job in doomed]
+        waiting = [job.key for job in doomed if job.fetched or job.streams or job.foreign]  # in vain now
+        in_threads(lambda some: remove_pods(self._client, some, KILL), pieces(waiting), STOPPING, "wfl-kubernetes-reap")
         in_threads(lambda some: remove_jobs(self._client, some), pieces(keys), STOPPING, "wfl-kubernetes-reap")
         for tasks in groups.values():
             for task in tasks:
@@ -883,7 +927,10 @@ class KubernetesBackend(Backend):
             moved = template.moved(task.template)
             job.copies, job.fetched, job.streams = moved.copies, moved.fetched, moved.streams
             with suppress(WflError, KeyError, ValueError):  # what is in its pod does not depend on paths of this side
-                job.streams = job.streams or template.moved(_recorded(found)).streams
+                made = template.moved(_recorded(found))
+                job.streams, job.foreign = job.streams or made.streams, bool(made.fetched) and not job.fetched
+            with suppress(KeyError, ValueError):
+                job.patience = float(found["metadata"]["annotations"][PATIENCE])
             job.suspended = suspension(found)
             job.start = _start_of(task.template) if job.suspended == WAITING else None
             self._known.add(job)
@@ -944,14 +991,15 @@ class KubernetesBackend(Backend):
         self._guard.leave(left, partial(self._end_all, end=end))
         self._client.close()
         for one in self._watches:
-            one.join(PATIENCE)
+            one.join(AWHILE)
         self._pool.stop()
+        self._porters.stop()
         self._clock.stop()
         self._results.remove()
 
     def _await_files(self) -> None:
         """What lives on needs its files first: nobody else brings them."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + AWHILE
 
         def left() -> list[Task]:
             return [task for task in self._known.unended() if task.job.own and task.job.copies and not task.begun]
@@ -959,13 +1007,15 @@ class KubernetesBackend(Backend):
         while left() and time.monotonic() < until:
             time.sleep(AGAIN / 10)
         if missing := left():
-            rest = "they wait for a later program of this session" if self._keep else "nobody brings them: kill these"
+            rest = "they wait for a later program of this session" if self._keep else "as nobody brings them, they end"
             log.warning("kubernetes: %d jobs have not got their files yet; %s", len(missing), rest)
+            if not self._keep:
+                self._stop(self._known.of_ids(task.id for task in missing), KILL)
 
     def _end_all(self, *, end: bool) -> int:
         """Remove what this program made and must not leave; how many could not be."""
         try:
-            end_program(self._client, self._program, keep=self._keep, end=end)
+            end_program(self._client, self._program, keep=self._keep, end=end, shell=self._defaults.shell)
         except WflError:
             log.debug("kubernetes: ending the jobs of this program", exc_info=True)
             return max(1, sum(job.own and bool(job.unended()) for job in list(self._known.jobs.values()))) if end else 0
@@ -974,6 +1024,11 @@ class KubernetesBackend(Backend):
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
         self._guard.abandon()
+
+
+def _completed(job: Job) -> dict[str, Any]:
+    """What follows when all is made that a Job needs."""
+    return _released(job) if job.stays is None else {"metadata": {"annotations": {SUSPENDED: job.stays}}}
 
 
 def _released(job: Job) -> dict[str, Any]:
@@ -1012,7 +1067,7 @@ def _remembered(found: Object) -> list[Known]:
     Nor are the paths on this side that it was to read and write: anybody who may create Jobs could say that.
     """
     annotations, key = found["metadata"]["annotations"], found["metadata"]["labels"][KEY]
-    given = _recorded(found).replace(**dict.fromkeys(_HERE))
+    given = _recorded(found).replace(**dict.fromkeys(checks.HERE))
     submitted = datetime.fromisoformat(found["metadata"]["creationTimestamp"]).astimezone(UTC)
     index, indexes = annotations.get("wfl/index"), _indexes_of(found)
     which: list[tuple[str, int | None]] = [(key, None if index is None else int(index))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from wfl.contexts.kubernetes.client import REQUESTS, Client, NotThereError
 from wfl.contexts.kubernetes.jobs import CANCELLED, KEY, MAKING, SUSPENDED, suspension
 from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.undertaker import Undertaker, until_none_is_left
+from wfl.errors import InvalidStateError, WflError
 from wfl.threads import in_threads
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ KILL = 1
 """Seconds of grace for what is killed: less takes a pod off the list while its processes go on."""
 REQUEST = 20.0
 """Seconds that the helper waits for one answer."""
+UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
+"""The pods that are not over; a node says so a second late."""
 PIECE = 50
 """Keys that one selector names: it is part of a URL."""
 _T = TypeVar("_T")
@@ -32,34 +36,39 @@ def watch(
     program: str,
     *,
     keep: bool = False,
+    shell: str | None = None,
     place: Path | None = None,
     lost: Callable[[], object] | None = None,
     log: str = os.devnull,
 ) -> Undertaker:
     """Start the helper for all Jobs of a program; see `Undertaker.start`.
 
-    With `keep` Jobs stay behind, ended, for a program that comes back; the directory `place` never does.
+    With `keep` Jobs stay behind, ended, for a program that comes back; the directory `place` never does. `shell` is the
+    one in the jobs' images.
     """
-    told = {"where": where.to_dict(), "program": program, "keep": keep, "place": place}
+    told = {"where": where.to_dict(), "program": program, "keep": keep, "shell": shell, "place": place}
     return Undertaker.start(f"{__name__}:{end_all.__name__}", told, lost=lost, log=log)
 
 
-def end_all(where: Mapping[str, Any], program: str, *, keep: bool = False, place: str | None = None) -> None:
+def end_all(
+    where: Mapping[str, Any], program: str, *, keep: bool = False, shell: str | None = None, place: str | None = None
+) -> None:
     """End all Jobs of a program that has died; see `watch`."""
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
 
     def attempt() -> tuple[int, bool]:
         with closing(Client(Place.from_dict({**where, "timeout": REQUEST}))) as client:
-            return end_program(client, program, keep=keep, end=True), True
+            return end_program(client, program, keep=keep, end=True, shell=shell), True
 
     until_none_is_left(attempt, f"Jobs with the label wfl/program={program}")
 
 
-def end_program(client: Client, program: str, *, keep: bool, end: bool) -> int:
+def end_program(client: Client, program: str, *, keep: bool, end: bool, shell: str | None) -> int:
     """End a program's Jobs; how many there were. Without `end`: only those that were never completed.
 
-    Without `keep` they are removed, also those that have ended.
+    Without `keep` they are removed, also those that have ended. With it, a Job whose pods are all over is let alone,
+    though the controller has not said so yet.
     """
     selector = f"wfl/program={program}"
     found, _ = client.list("jobs", selector)
@@ -68,13 +77,39 @@ def end_program(client: Client, program: str, *, keep: bool, end: bool) -> int:
         for some in pieces(unmade):
             remove_jobs(client, some)
         return 0
-    if keep:
-        doomed = [job for job in found if not facts.finished(job) and suspension(job) != CANCELLED]
-        cancel(client, {job["metadata"]["labels"][KEY]: job["metadata"]["name"] for job in doomed}, KILL)
-        return len(doomed)
-    if found:
+    if not found:
+        return 0
+    pods, _ = client.list("pods", selector, fields="status.phase!=Pending" if keep else "status.phase=Running")
+    over = Counter(pod["metadata"]["labels"].get(KEY) for pod in pods if facts.over(pod))
+    patient = [pod for pod in pods if pod["metadata"].get("deletionGracePeriodSeconds", 0) > KILL]
+    names = [pod["metadata"]["name"] for pod in patient if not facts.over(pod)]
+    in_threads(lambda name: kill_inside(client, name, shell), names, REQUESTS, "wfl-kubernetes-kill")
+    if not keep:
         remove_all(client, selector)
-    return len(found)
+        return len(found)
+    doomed = {
+        key: job["metadata"]["name"]
+        for job in found
+        if not facts.finished(job) and suspension(job) != CANCELLED
+        if over[key := job["metadata"]["labels"][KEY]] < job["spec"].get("completions", 1)
+    }
+    cancel(client, doomed, KILL)
+    return len(doomed)
+
+
+def kill_inside(client: Client, pod: str, shell: str | None) -> str | None:
+    """Kill what runs by a command: a node that waits for a pod's own end does not hear that it is to wait less.
+
+    Why that was not possible; nothing where there is nothing to kill.
+    """
+    command = [shell, "-c", "kill -9 -1"] if shell else ["kill", "-9", "-1"]
+    try:
+        status, words = client.exec(pod, facts.MAIN, command, timeout=REQUEST)
+    except (NotThereError, InvalidStateError):
+        return None
+    except WflError as error:
+        return str(error)
+    return words if status in (126, 127) else None
 
 
 def remove_all(client: Client, selector: str) -> None:
@@ -101,8 +136,8 @@ def cancel(client: Client, names: Mapping[str, str], grace: int, *, pods: bool =
 
 
 def remove_pods(client: Client, keys: Sequence[str], grace: int) -> None:
-    """End the pods of these Jobs, in one request."""
-    client.delete_all("pods", f"{KEY} in ({','.join(keys)})", grace=grace)
+    """End the pods of these Jobs, in one request. Those that have ended stay, with their output."""
+    client.delete_all("pods", f"{KEY} in ({','.join(keys)})", grace=grace, fields=UNENDED)
 
 
 def remove_jobs(client: Client, keys: Sequence[str]) -> None:

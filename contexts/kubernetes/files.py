@@ -16,6 +16,7 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
 from wfl.contexts.checks import PASSED
+from wfl.contexts.kubernetes.answers import PASSING
 from wfl.contexts.kubernetes.template import IN, OUT
 from wfl.contexts.kubernetes.volumes import PLACE
 from wfl.contexts.spool import OutputFile
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from wfl.contexts.kubernetes.client import Client
 
-__all__ = ["IN", "OUT", "done", "fetch", "put"]
+__all__ = ["IN", "OUT", "done", "fetch", "fetch_file", "put"]
 
 _WHOLE = ".whole"
 _BROKEN_OFF, _MISSING = 75, 66  # EX_TEMPFAIL and EX_NOINPUT of sysexits.h
@@ -68,6 +69,17 @@ path=$1
 cd "${{path%/*}}/" && tar -cf - "./${{path##*/}}"
 exit $?
 """
+# GNU's tar fails where a file is written meanwhile. BusyBox's head and wc take 7 seconds for a gigabyte, dd and stat
+# take less than one. The size is told last: nodes may cut a stream short, and be silent.
+_GET_FILE = f"""\
+[ -e "$1" ] || exit {_MISSING}
+exec <"$1" || exit
+size=$(stat -Lc %s "$1" 2>/dev/null || wc -c <"$1") || exit
+dd bs=65536 count=$((size / 65536)) && head -c $((size % 65536))
+status=$?
+echo $size >&2
+exit $status
+"""
 
 
 def put(client: Client, pod: str, copies: Mapping[str, str], *, shell: str = "sh") -> None:
@@ -97,14 +109,14 @@ def _not_unpacked(where: str, status: int, words: str) -> WflError:
 def fetch(client: Client, pod: str, wanted: Mapping[str, str], *, shell: str = "sh") -> str | None:
     """Copy {target here: source in the pod} out of it; what first went wrong, in words. The others come all the same.
 
-    Raises DrmCommunicationError where the connection broke, or an archive was cut short: that may be repeated.
+    Raises what time may make good (`answers.PASSING`), as where an archive was cut short: that may be repeated.
     """
     trouble: str | None = None
     for target, source in wanted.items():
         try:
             with closing(_archive(client, pod, source, shell)) as archive:
                 _take(archive, source, target)
-        except DrmCommunicationError:
+        except PASSING:
             raise
         except WflError as error:
             words = str(error)
@@ -122,6 +134,29 @@ def _take(archive: Generator[bytes], source: str, target: str) -> None:
         arrived = os.path.join(place, "file")
         unpack(archive, source, arrived)
         OutputFile(Path(arrived)).copy_to(target)
+
+
+def fetch_file(client: Client, pod: str, source: str, target: Path, *, shell: str = "sh") -> bool:
+    """Copy one file that may still be written: what is in it now. False where there is none.
+
+    The target is replaced when all has come. Raises DrmCommunicationError where the connection broke, or less came than
+    there was: that may be repeated; and OSError for what cannot be done here.
+    """
+    with tempfile.TemporaryDirectory(prefix=".wfl-", dir=target.parent) as aside:
+        arrived = OutputFile(Path(aside, "file"))
+        try:
+            arrived.write(b"")  # an empty file is one, too
+            status, words = client.exec(pod, OUT, [shell, "-c", _GET_FILE, "wfl", source], output=arrived.write)
+        finally:
+            arrived.close()
+        if status == _MISSING:
+            return False
+        if status:
+            raise _not_packed(status, words.strip())
+        if words.split()[-1:] != [str(arrived.size)]:
+            raise DrmCommunicationError(f"{pod}, container {OUT}: {source} broke off after {arrived.size} bytes")
+        os.replace(Path(aside, "file"), target)
+    return True
 
 
 class _Unwanted(Exception):  # noqa: N818 - no error
@@ -170,7 +205,7 @@ def _not_packed(status: int, words: str) -> WflError:
         return InvalidArgumentError("no such file or directory")
     if _is_missing(status, words):
         return InvalidArgumentError(f"the image of container {OUT} needs sh and tar, or set helper_image: {words}")
-    return ImplementationSpecificError(words or f"tar has failed with exit status {status}")
+    return ImplementationSpecificError(words or f"exit status {status}")
 
 
 def done(client: Client, pod: str, *, shell: str = "sh") -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KEY = "wfl/key"
 """Label of Jobs and pods: the session's key for a job or an array."""
+PATIENCE = "wfl/patience"
+"""The annotation for how long, in seconds, what cannot start is waited for, whichever program sees to that."""
 SUSPENDED = "wfl/suspended"
 """Annotation of a Job that is suspended: one of the reasons below."""
 KUEUE = "kueue.x-k8s.io/queue-name"
@@ -65,7 +67,7 @@ class Task:
         "since",
         "streams",
         "stuck",
-        "tries",
+        "troubled",
         "uid",
         "whole",
         "words",
@@ -82,8 +84,8 @@ class Task:
         self.over = self.killed = self.finishing = self.reaped = False
         self.placed = False  # its pod has a node
         self.fed = -inf  # when its files were last put into its pod
-        self.tries = 0  # to bring back its files
-        self.since = time.monotonic()  # it waits
+        self.troubled = 0.0  # since when its output and files cannot be had
+        self.since = time.monotonic()  # it waits, or it is over
         self.stuck: float | None = None  # since when it waits for something that somebody must do
         self.words: str | None = None  # why it waits
         self.explained = False  # by an event, not by its pod
@@ -103,8 +105,7 @@ class Task:
         given: str | None = getattr(self.job.template, field)
         if not given:
             return None
-        filled = given if self.index is None else given.replace(INDEX, str(self.index))
-        return filled if os.path.isabs(filled) else os.path.join(self.job.place, filled)
+        return given if self.index is None else given.replace(INDEX, str(self.index))
 
     def file(self, stream: Stream) -> str | None:
         """The file that a stream is written to on this side; None where it is kept, or thrown away, or in the other."""
@@ -126,12 +127,14 @@ class Job:
         "copies",
         "extra",
         "fetched",
+        "foreign",
         "key",
         "name",
         "own",
-        "place",
+        "patience",
         "prepared",
         "start",
+        "stays",
         "streams",
         "suspended",
         "tasks",
@@ -141,15 +144,17 @@ class Job:
     def __init__(self, key: str, name: str, template: JobTemplate, indexes: range | None, *, own: bool) -> None:
         self.key, self.name, self.template = key, name, template
         self.own = own  # made by this program, and ended with it
-        self.place = _here()
         self.asked = time.monotonic()
         self.prepared = not own  # all is made that it needs
+        self.patience = 300.0  # seconds
         self.suspended: str | None = None
+        self.stays: str | None = None  # why it stays suspended when all is made
         self.start: float | None = None  # when it is to be released, as time.time()
         self.extra: tuple[dict[str, Any], ...] = ()
         self.copies: Mapping[str, str] = {}
         self.fetched: Mapping[str, str] = {}
         self.streams: Mapping[str, str] = {}
+        self.foreign = False  # what is to be fetched, another program knows where to
         self.tasks: dict[int | None, Task] = {}
         if indexes is None:
             self.tasks[None] = Task(self, key, None, None)
@@ -220,11 +225,3 @@ class Register:
         with self.lock:
             jobs = list(self.jobs.values())
         return (task for job in jobs for task in job.tasks.values() if not task.over)
-
-
-def _here() -> str:
-    """The program may go to another directory before a path is used."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return "/"

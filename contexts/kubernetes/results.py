@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from wfl.contexts.kubernetes import facts, files
+from wfl.contexts.kubernetes.answers import PASSING
 from wfl.contexts.kubernetes.client import REQUESTS, NotThereError
 from wfl.contexts.kubernetes.output import Output
 from wfl.contexts.spool import OutputFile
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
     Object = Mapping[str, Any]
 
-TRIES = 5
-"""Times that files of an ended job are asked for before it ends without them."""
+LONG, BRIEFLY = 600.0, 5.0
+"""Seconds that output and files of an ended job are asked for, and of a killed one, before it ends without them."""
+LATE = 3.0
+"""Seconds after its end in which a pod is not seen to be over by all."""
 AGAIN = 1.0
 """Seconds before a log that broke off is followed again."""
 FOLLOWERS = 6
@@ -40,6 +43,8 @@ LOOK = 0.01
 """Seconds between two looks at whether what is followed has ended, which takes a second at most."""
 SHORT = 1 << 20
 """Bytes of output for which no node begins a new file."""
+SAVING = 10.0
+"""Seconds for reading what a job has written that still runs when the session is closed."""
 
 
 class Results:
@@ -60,13 +65,16 @@ class Results:
             return self._read_file(task, stream, offset, limit)
         if stream == "stderr":  # in the log, as standard output
             return b"", True
-        output = self._whole(task) if task.over or task.finishing else self._follow(task)
+        lives = not (task.over or task.finishing)
+        output = self._follow(task) if lives else self._whole(task)
         try:
             data = output.read(offset, limit)
         except InvalidStateError:
             if task.output is output:
                 raise
             data = self._whole(task).read(offset, limit)  # it has just ended, and was read anew
+        if lives and not data and not task.busy and (error := _lasting(output)) is not None:
+            raise error
         return data, len(data) < limit
 
     def _read_file(self, task: Task, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
@@ -97,7 +105,7 @@ class Results:
         with self._lock:
             if task.output is None:
                 task.output = self._output(task)
-            if not (task.busy or task.whole):
+            if not (task.busy or task.whole or _lasting(task.output)):
                 task.busy = True
                 threading.Thread(target=self._fill, args=(task, task.output), name="wfl-output", daemon=True).start()
             return task.output
@@ -114,7 +122,7 @@ class Results:
                 output.fill(task.pod or "", follow=True)
                 if output.error is None:
                     task.whole = task.output is output
-                if not isinstance(output.error, DrmCommunicationError):
+                if not isinstance(output.error, PASSING):
                     break
                 self._closed.wait(AGAIN)
         finally:
@@ -126,15 +134,19 @@ class Results:
         """The whole output of what has ended. Raises why it cannot be had.
 
         What is followed ends a second late. Where it is too short for the node to have begun a new file, the log is
-        read anew instead; it is of no use then if the pod is gone meanwhile.
+        read anew instead; it is of no use then if the pod is gone meanwhile. Where it is longer, the node may have no
+        more than the end of it: then what was followed is read on.
         """
         with self._reading[hash(task.id) % len(self._reading)]:
             return self._read_whole(task)
 
     def _read_whole(self, task: Task) -> Output:
         output = task.output
-        if output is not None and task.busy and output.size >= SHORT:
+        if output is not None and output.size >= SHORT:
             self._await(task, output)
+            self._read_on(task, output)
+            if task.whole or isinstance(output.error, (*PASSING, NotThereError)):
+                return _had(task, output)
         if output is None or not task.whole:
             fresh = self._output(task)
             fresh.fill(task.pod or "", follow=False)
@@ -144,10 +156,26 @@ class Results:
                 self._await(task, output)
             else:
                 raise fresh.error
-        if isinstance(output.error, NotThereError):
-            raise InvalidStateError(f"{task.id}: its output is gone: its pod was removed")
-        if output.error is not None:
-            raise output.error
+        return _had(task, output)
+
+    def _read_on(self, task: Task, output: Output) -> None:
+        """What was followed, unless all of it is here."""
+        if not task.whole:
+            output.fill(task.pod or "", follow=False)
+            with self._lock:
+                task.whole = output.error is None and task.output is output
+
+    def _so_far(self, task: Task) -> Output:
+        """What has come of the output of what still runs: its end is not waited for. Raises why there is nothing."""
+        followed = task.output
+        if followed is not None and followed.size >= SHORT:
+            return followed
+        fresh = self._output(task)
+        threading.Thread(target=fresh.fill, args=(task.pod or "", False), name="wfl-output", daemon=True).start()
+        fresh.complete.wait(SAVING)  # of what writes fast enough there is always more
+        output = fresh if followed is None or fresh.size >= followed.size else followed
+        if fresh.error is not None and not output.size:
+            raise fresh.error
         return output
 
     def _instead(self, task: Task, output: Output) -> Output:
@@ -182,9 +210,9 @@ class Results:
         try:
             trouble = self._fetch(task, pod)
             trouble = self._write_output(task, keep=going) or trouble
-        except DrmCommunicationError as error:
-            task.tries += 1
-            if task.tries < TRIES:
+        except PASSING as error:
+            task.troubled = task.troubled or time.monotonic()
+            if time.monotonic() - task.troubled < (BRIEFLY if task.killed else LONG):
                 raise
             trouble = f"its output and files cannot be had: {error}"
         except (WflError, OSError) as error:
@@ -195,13 +223,16 @@ class Results:
         """What waits in the pod for being fetched; what went wrong, in words."""
         name, begun = pod["metadata"]["name"], facts.started(pod)
         if not facts.waits(pod, files.OUT):
-            lost = begun and (task.job.fetched or task.job.streams)
+            lost = begun and (task.job.fetched or task.job.streams) and not _is_done(pod)
             return "its files were not fetched before its pod ended" if lost else None
         trouble = None
         if begun:
             trouble = self._fetch_streams(task, name)
             trouble = files.fetch(self._client, name, task.job.wanted(task), shell=self._shell) or trouble
-        files.done(self._client, name, shell=self._shell)
+        if trouble is not None and _is_done(self._client.get("pods", name)):  # meanwhile, by another program
+            return None
+        if not task.job.foreign:
+            files.done(self._client, name, shell=self._shell)
         return trouble
 
     def let_go(self, pod: Object) -> None:
@@ -211,11 +242,18 @@ class Results:
                 files.done(self._client, pod["metadata"]["name"], shell=self._shell)
 
     def _fetch_streams(self, task: Task, pod: str) -> str | None:
-        """Take in what has been written to files so far."""
-        places = {stream: self.directory() / f"{task.id}.{stream}" for stream in task.job.streams}
-        wanted = {str(place): task.job.streams[stream] for stream, place in places.items()}
-        trouble = files.fetch(self._client, pod, wanted, shell=self._shell)
-        task.streams = {stream: OutputFile(place) for stream, place in places.items()}
+        """Take in what has been written to files so far; what went wrong, in words. No file: nothing was written."""
+        trouble: str | None = None
+        for stream, source in task.job.streams.items():
+            place = self.directory() / f"{task.id}.{stream}"
+            try:
+                files.fetch_file(self._client, pod, source, place, shell=self._shell)
+            except PASSING:
+                raise
+            except (WflError, OSError) as error:
+                trouble = trouble or f"its {stream} cannot be fetched: {error}"
+            else:
+                task.streams = {**task.streams, stream: OutputFile(place)}
         return trouble
 
     def _write_output(self, task: Task, *, keep: bool) -> str | None:
@@ -223,13 +261,14 @@ class Results:
         written: str | None = None
         try:
             if (keep or task.file("stdout")) and self._is_logged(task):
-                output: Output | OutputFile = self._whole(task)
+                ends = task.over or task.finishing
+                output: Output | OutputFile = self._whole(task) if ends else self._so_far(task)
                 if written := task.file("stdout"):
                     output.copy_to(written)
             for stream, output in task.streams.items():
                 if written := task.file(cast("Stream", stream)):
                     output.copy_to(written)
-        except DrmCommunicationError:
+        except PASSING:
             raise
         except (WflError, OSError) as error:
             return f"its output cannot be written: {error}" if written or task.file("stdout") else None
@@ -249,14 +288,24 @@ class Results:
 
         in_threads(keep, [task for task in tasks if task.begun and task.job.streams], REQUESTS, "wfl-kubernetes-keep")
 
+    def take(self, tasks: Iterable[Task]) -> None:
+        """The output of those that have just ended, whose pods may go with those of others."""
+
+        def take(task: Task) -> None:
+            with suppress(WflError, OSError):
+                self._whole(task)
+
+        new = [task for task in tasks if task.over and time.monotonic() - task.since < LATE and self._is_logged(task)]
+        in_threads(take, [task for task in new if not task.whole], REQUESTS, "wfl-kubernetes-keep")
+
     def save(self, tasks: Iterable[Task]) -> None:
         """What these have written until now is kept where it is wanted: in its files."""
         wanted = [task for task in tasks if task.begun and (task.file("stdout") or task.file("stderr"))]
 
         def save(task: Task) -> None:
             with suppress(WflError, OSError):
-                if task.job.streams:
-                    self._fetch_streams(task, task.pod or "")
+                self._fetch_streams(task, task.pod or "")
+            with suppress(WflError, OSError):
                 self._write_output(task, keep=False)
 
         in_threads(save, wanted, REQUESTS, "wfl-kubernetes-close")
@@ -271,3 +320,23 @@ class Results:
         """Remove all of them."""
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
+
+
+def _lasting(output: Output) -> Exception | None:
+    """What keeps a log from being followed, and will: a right that is missing, a full disk."""
+    return None if isinstance(output.error, (*PASSING, InvalidStateError)) else output.error
+
+
+def _had(task: Task, output: Output) -> Output:
+    """It, or why it cannot be had."""
+    if isinstance(output.error, NotThereError):
+        what = "the rest of its output" if output.size else "its output"
+        raise InvalidStateError(f"{task.id}: {what} is gone: its pod was removed")
+    if output.error is not None:
+        raise output.error
+    return output
+
+
+def _is_done(pod: Object) -> bool:
+    """Whether its files were fetched, and the pod told so."""
+    return bool(facts.container(pod, files.OUT).get("terminated", {}).get("exitCode") == 0)

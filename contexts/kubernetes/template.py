@@ -21,7 +21,7 @@ from wfl.contexts.kubernetes import extensions
 from wfl.contexts.kubernetes.extensions import NAME, VALUE, Json, Parts
 from wfl.contexts.kubernetes.facts import INDEX as NUMBER
 from wfl.contexts.kubernetes.facts import MAIN, NOT_FOUND
-from wfl.contexts.kubernetes.jobs import HELD, KEY, MAKING, SUSPENDED, WAITING
+from wfl.contexts.kubernetes.jobs import HELD, KEY, MAKING, PATIENCE, SUSPENDED, WAITING
 from wfl.contexts.kubernetes.volumes import (
     FILES,
     NULL,
@@ -60,6 +60,8 @@ IN, OUT = "wfl-in", "wfl-out"
 
 FETCHING = 3600
 """Seconds that a pod with files to fetch keeps them for whoever comes: less would lose large ones."""
+STARTING = 300
+"""Seconds that a pod may take until its command begins, as for its image: the node counts its time from before that."""
 _MANY, _MOST_AT_ONCE = 100_000, 10_000
 """Elements above which Kubernetes wants limits, and the highest that these may be then."""
 _MOST_ARGS = 200_000
@@ -101,7 +103,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Whose job it is. `index`: it is one element of an array, submitted by itself."""
+    """Whose job it is. `index`: it is one element of an array, submitted by itself; `patience`: in seconds."""
 
     key: str
     session: str
@@ -109,6 +111,7 @@ class Identity:
     job_id: str
     index: int | None = None
     detach: bool = False
+    patience: float = 300.0
 
 
 _ANYBODY = Identity(key="key", session="session", program="program", job_id="id")
@@ -120,7 +123,7 @@ class Made:
 
     `copies`: absolute path here by place in the volume, such as "in/0"; `fetched`: path that OUT sees, by absolute path
     here, in which an array has `$DRMAA2_INDEX$`; `streams`: path that OUT sees, by "stdout" and "stderr", of what is
-    written to files and not to the log.
+    written to files and not to the log; `suspended`: why the Job stays suspended when all of this is there.
     """
 
     job: Json
@@ -128,13 +131,14 @@ class Made:
     copies: Mapping[str, str] = field(default_factory=dict)
     fetched: Mapping[str, str] = field(default_factory=dict)
     streams: Mapping[str, str] = field(default_factory=dict)
+    suspended: str | None = None
 
 
 # --- the whole --------------------------------------------------------------------------------------------
 
 
-def check(template: JobTemplate, defaults: Defaults) -> None:
-    """Refuse what no Job can be made of, and files on this side that cannot be used.
+def check(template: JobTemplate, defaults: Defaults, indexes: range | None = None) -> None:
+    """Refuse what no Job can be made of, and files on this side that cannot be used: of an array, its first element's.
 
     Raises InvalidArgumentError, UnsupportedAttributeError or DeniedByDrmsError that names field and remedy.
     """
@@ -144,6 +148,8 @@ def check(template: JobTemplate, defaults: Defaults) -> None:
     argv = [word for word in (template.remote_command, *(template.args or ())) if word is not None]
     checks.sizes(argv, template.job_environment or {}, template.job_environment)
     paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
+    if indexes:
+        paths = {name: path and path.replace(INDEX, str(indexes[0])) for name, path in paths.items()}
     here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
     checks.streams(template.replace(**here), "/", look=True)
     _check_size(made)
@@ -157,13 +163,12 @@ def manifests(
     indexes: range | None = None,
     max_parallel: int | None = None,
     priority_class: str | None = None,
-    suspended: str | None = None,
     now: datetime | None = None,
 ) -> Made:
     """What is to be created for a template, or for an array of it, which `native` must allow.
 
-    `priority_class` is the name of the class whose value the template's priority is; `suspended`: why the Job is to be
-    created suspended, where neither the template nor its objects are the reason.
+    `priority_class` is the name of the class whose value the template's priority is. While there are objects to be
+    made, the Job is suspended for that; `Made.suspended` says why it stays so.
     """
     now = now or datetime.now(UTC)
     name = job_object_name(template, identity.key)
@@ -184,16 +189,25 @@ def manifests(
     }
     files = Files(template, name, labels)
     main = {**_main(template, identity, defaults, indexes), "volumeMounts": files.mounts}
-    pod = {**_pod(template, priority_class), "volumes": files.volumes}
+    copied = bool(files.copies) or is_file(template.input_path)
+    pod = {**_pod(template, priority_class, copied=copied), "volumes": files.volumes}
     if template.extensions:
         extensions.add(Parts(job, pod, main), template.extensions)
         files.mounts, files.volumes = main["volumeMounts"], pod["volumes"]
     files.take_out()
     job["spec"]["template"]["spec"] = _whole_pod(pod, main, files, defaults)
-    if why := suspended or _why_suspended(template, now) or (MAKING if files.extra else None):
+    why = _why_suspended(template, now)
+    if first := MAKING if files.extra else why:
         job["spec"] = {"suspend": True, **job["spec"]}
-        job["metadata"]["annotations"][SUSPENDED] = why
-    return Made(job=job, extra=tuple(files.extra), copies=files.copies, fetched=files.fetched, streams=files.streams)
+        job["metadata"]["annotations"][SUSPENDED] = first
+    return Made(
+        job=job,
+        extra=tuple(files.extra),
+        copies=files.copies,
+        fetched=files.fetched,
+        streams=files.streams,
+        suspended=why,
+    )
 
 
 def _check_size(made: Made) -> None:
@@ -232,11 +246,13 @@ def native(template: JobTemplate, indexes: range, defaults: Defaults) -> bool:
 
 
 def preview_documents(made: Made) -> str:
-    """The same as YAML for `kubectl apply`, which makes all of it at once, so that nothing waits to be released."""
+    """The same as YAML for `kubectl apply`, which makes all of it at once, so that nothing waits for that."""
     import yaml
 
     job = json.loads(json.dumps(made.job))
-    if job["metadata"]["annotations"].get(SUSPENDED) == MAKING:
+    if made.suspended:
+        job["metadata"]["annotations"][SUSPENDED] = made.suspended
+    elif made.extra:
         del job["spec"]["suspend"], job["metadata"]["annotations"][SUSPENDED]
     notes = [f"# {json.dumps(source)} is copied to {place} by the session\n" for place, source in made.copies.items()]
     notes += [f"# {path} is fetched to {json.dumps(target)} by the session\n" for target, path in made.fetched.items()]
@@ -291,7 +307,7 @@ def _labels(template: JobTemplate, identity: Identity) -> dict[str, str]:
 
 def _annotations(template: JobTemplate, identity: Identity, indexes: range | None) -> dict[str, str]:
     """What a later program learns of the job."""
-    found = {"wfl/job": identity.job_id, "wfl/session": identity.session}
+    found = {"wfl/job": identity.job_id, "wfl/session": identity.session, PATIENCE: f"{identity.patience:g}"}
     if identity.index is not None:
         found["wfl/index"] = str(identity.index)
     if indexes is not None:
@@ -361,9 +377,12 @@ def _whole_seconds(seconds: float) -> int:
 # --- the pod ----------------------------------------------------------------------------------------------
 
 
-def _pod(template: JobTemplate, priority_class: str | None) -> Json:
+def _pod(template: JobTemplate, priority_class: str | None, *, copied: bool) -> Json:
     """Everything but containers and volumes. Processes share their names, so that no command is PID 1, which the
     kernel shields from signals.
+
+    The session limits time from when the command begins; the pod's own limit is for when the session is gone, and is
+    longer, as the node counts from before the image is there and, if any are `copied`, the files.
     """
     pod: Json = {
         "restartPolicy": "Never",
@@ -376,7 +395,8 @@ def _pod(template: JobTemplate, priority_class: str | None) -> Json:
                 raise UnsupportedAttributeError(
                     f"resource_limits: a pod has no {name}; min_phys_memory limits memory, and a shell has ulimit"
                 )
-        pod["activeDeadlineSeconds"] = _whole_seconds(limits[WALLCLOCK_TIME])
+        before = STARTING + (FETCHING if copied or "init_containers" in (template.extensions or {}) else 0)
+        pod["activeDeadlineSeconds"] = _whole_seconds(limits[WALLCLOCK_TIME] + before)
     if template.queue_name and template.priority is not None:
         raise InvalidArgumentError("queue_name is a priority class, and priority the number of one: say it once")
     if template.queue_name and not re.fullmatch(NAME, template.queue_name):
@@ -402,11 +422,12 @@ def _node_selector(template: JobTemplate) -> dict[str, str]:
 
 
 def _affinity(machines: tuple[str, ...]) -> Json:
+    """One of these nodes, by its own name, which the label kubernetes.io/hostname need not be; a term takes one."""
     for machine in machines:
-        if not machine or not _VALUE.fullmatch(machine):
+        if not re.fullmatch(NAME, machine):
             raise InvalidArgumentError(f"candidate_machines has {machine!r}, no name of a node")
-    one = {"key": "kubernetes.io/hostname", "operator": "In", "values": list(machines)}
-    terms = {"nodeSelectorTerms": [{"matchExpressions": [one]}]}
+    named = [[{"key": "metadata.name", "operator": "In", "values": [machine]}] for machine in machines]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields} for fields in named]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
 
 

@@ -39,11 +39,11 @@ class Minder:
     """A thread that sleeps until something is due, and for good where nothing waits."""
 
     release: Callable[[Job], None]
-    give_up: Callable[[Sequence[Task], str], None]
+    give_up: Callable[[Sequence[Task], str], bool]
     tell: Report
 
-    def __init__(self, client: Client, known: Register, patience: float, closed: threading.Event) -> None:
-        self._client, self._known, self._patience, self._closed = client, known, patience, closed
+    def __init__(self, client: Client, known: Register, closed: threading.Event) -> None:
+        self._client, self._known, self._closed = client, known, closed
         self._called = threading.Event()
         self._looked, self._pause = -inf, LOOKS[0]
         self._refused = False
@@ -92,14 +92,16 @@ class Minder:
                 continue
             for task in self._waiting(job):
                 if task.stuck is not None:
-                    left = task.stuck + self._patience - now
+                    left = task.stuck + job.patience - now
                     if left <= 0:
-                        doomed.setdefault(task.words or "it cannot start", []).append(task)
+                        words = f"{task.words or 'it cannot start'} (for {job.patience:g} s, the context's patience)"
+                        doomed.setdefault(words, []).append(task)
                     else:
                         soonest = min(soonest, left)
-                elif task.words is None:
+                if task.words is None or task.explained:
                     unexplained.append(task)
-        return min(soonest, self._end(doomed), self._explain(unexplained, now))
+        soonest = min(soonest, self._end(doomed))
+        return min(soonest, self._explain([task for task in unexplained if not task.over], now))
 
     def _end(self, doomed: Mapping[str, Sequence[Task]]) -> float:
         """Give up what has waited too long, by its words; seconds until that is to be tried again."""
@@ -108,10 +110,11 @@ class Minder:
         except WflError as error:
             log.debug("kubernetes: whether what waits has got on is not known: %s", error)
             return LOOKS[0]
+        left = 0
         for words, tasks in hopeless.items():
-            if tasks:
-                self.give_up(tasks, f"{words} (for {self._patience:g} s, the context's patience)")
-        return 0.0 if doomed else inf
+            if tasks and not self.give_up(tasks, words):
+                left += 1
+        return LOOKS[0] if left else inf
 
     def _hopeless(self, tasks: Sequence[Task]) -> list[Task]:
         """Those that are still where they were: of what an event has said, it is another event that tells its end."""
@@ -138,12 +141,16 @@ class Minder:
             self._pause = LOOKS[0]
             return inf
         long = [task for task in tasks if now - task.since >= UNEXPLAINED]
+        soon = min((UNEXPLAINED - (now - task.since) for task in tasks if now - task.since < UNEXPLAINED), default=inf)
         if not long:
-            return min(UNEXPLAINED - (now - task.since) for task in tasks)
-        if now - self._looked >= self._pause:
-            self._looked, self._pause = now, min(2 * self._pause, LOOKS[1])
+            return soon
+        new = any(task.since + UNEXPLAINED > self._looked for task in long)
+        pause = LOOKS[0] if new else self._pause
+        if now - self._looked >= pause:
+            self._looked, pause = now, min(2 * pause, LOOKS[1])
+            self._pause = pause
             self._ask(long)
-        return max(0.1, self._looked + self._pause - now)
+        return min(soon, max(0.1, self._looked + pause - now))
 
     def _ask(self, tasks: Sequence[Task]) -> None:
         try:
@@ -157,10 +164,10 @@ class Minder:
         facts = []
         for task in tasks:
             _, words = said.get(task.pod or "") or said.get(task.job.name) or ("", None)
-            if words is not None:
+            if words is not None and words != task.words:
                 task.words, task.explained = words, True
-                if not any(text in words for text in _MAY_PASS):
-                    task.stuck = task.stuck or time.monotonic()
+                passes = any(text in words for text in _MAY_PASS)
+                task.stuck = None if passes else task.stuck or time.monotonic()
                 facts.append(fact(id=task.id, state=JobState.QUEUED, annotation=words))
         self.tell(facts)
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -14,13 +15,14 @@ from typing import Any, cast
 import pytest
 
 from wfl import JobTemplate
-from wfl.backend import Action, Known, Submission
+from wfl.backend import INDEX, Action, Known, Submission
 from wfl.contexts import guard
 from wfl.contexts.kubernetes import backend as module
 from wfl.contexts.kubernetes import files, results, trouble, watching
+from wfl.contexts.kubernetes.answers import UnauthorizedError
 from wfl.contexts.kubernetes.backend import TERMINATE, KubernetesBackend
 from wfl.contexts.kubernetes.client import Client, ExistsError, NotThereError, UnsentError
-from wfl.contexts.kubernetes.ending import KILL, PIECE
+from wfl.contexts.kubernetes.ending import KILL, PIECE, UNENDED
 from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.kubernetes.template import Defaults
 from wfl.drmaa2 import Capability, JobInfo, JobState
@@ -30,6 +32,7 @@ from wfl.errors import (
     InvalidArgumentError,
     InvalidSessionError,
     InvalidStateError,
+    TryLaterError,
     UnsupportedAttributeError,
     UnsupportedOperationError,
     WflError,
@@ -160,12 +163,15 @@ class Cluster:
         self._called("delete", kind, name, grace)
         return self._remove(kind, [name], grace) == 1
 
-    def delete_all(self, kind: str, selector: str, *, grace: int | None = None) -> None:
+    def delete_all(self, kind: str, selector: str, *, grace: int | None = None, fields: str = "") -> None:
         """Fewer."""
         self._called("delete_all", kind, selector, grace)
         with self._lock:
             kept = self._kept(kind).items()
             names = [name for name, one in kept if matches(selector, one["metadata"].get("labels", {}))]
+            if fields:
+                assert fields == UNENDED
+                names = [name for name in names if self.pods[name]["status"]["phase"] not in ("Succeeded", "Failed")]
         self._remove(kind, names, grace)
 
     def _remove(self, kind: str, names: Sequence[str], grace: int | None) -> int:
@@ -236,6 +242,12 @@ class Cluster:
         """The same, for good."""
         self.asked.append(("close",))
         self.hang_up()
+
+    def open_again(self) -> None:
+        """For another program."""
+        self._closed = False
+        for heard in self._heard.values():
+            heard.clear()
 
     # -- as the world --
 
@@ -559,11 +571,41 @@ def test_what_a_job_needs_is_made_for_it_before_it_starts(room: Room, cluster: C
 
 
 def test_a_held_job_that_needs_something_stays_held(room: Room, cluster: Cluster) -> None:
-    """It is made, and not released for that."""
+    """It is made, and not released for that; until then nobody is to take it for complete."""
     room.submit(stage_in_files={"/etc/x": "inline:text"}, submit_as_hold=True)
-    assert cluster.count("create configmaps") == 1
-    assert cluster.count("patch jobs") == 0
+    create, _, held = cluster.of("create jobs", "create configmaps", "patch jobs")
+    assert create[1]["metadata"]["annotations"]["wfl/suspended"] == "making"
+    assert held[2] == {"metadata": {"annotations": {"wfl/suspended": "held"}}}
+    assert cluster.job("k-1")["spec"]["suspend"] is True
     assert room.last().state is JobState.QUEUED_HELD
+    assert room.control(Action.RELEASE) == {}
+    assert cluster.job("k-1")["spec"]["suspend"] is False
+    assert room.last().state is JobState.QUEUED
+
+
+def test_a_job_that_needs_something_waits_for_its_start(room: Room, cluster: Cluster) -> None:
+    """Also where that comes while it is made; what is held then waits on when it is released."""
+    start = datetime.now(UTC) + timedelta(seconds=1)
+
+    def slow(body: object) -> None:
+        del body
+        assert cluster.job("k-1")["metadata"]["annotations"]["wfl/suspended"] == "making"
+        room.submit("k-0", start_time=start)
+        until(lambda: cluster.job("k-0")["spec"]["suspend"] is False)
+
+    cluster.on["create configmaps"] = slow
+    room.submit(stage_in_files={"/etc/x": "inline:text"}, start_time=start)
+    name = cluster.job("k-1")["metadata"]["name"]
+    first = next(asked for asked in cluster.of("patch jobs") if asked[1] == name)
+    assert first[2] == {"metadata": {"annotations": {"wfl/suspended": "waiting"}}}
+    until(lambda: cluster.job("k-1")["spec"]["suspend"] is False)
+    cluster.on = {}
+    room.submit("k-2", stage_in_files={"/etc/x": "inline:text"}, start_time=datetime.now(UTC) + timedelta(hours=1))
+    assert (room.last("k-2").state, room.last("k-2").annotation) == (JobState.QUEUED, "it waits for its start_time")
+    assert room.control(Action.HOLD, "k-2") == {}
+    assert room.control(Action.RELEASE, "k-2") == {}
+    assert cluster.job("k-2")["metadata"]["annotations"]["wfl/suspended"] == "waiting"
+    assert cluster.job("k-2")["spec"]["suspend"] is True
 
 
 def test_what_is_refused_takes_its_job_along(room: Room, cluster: Cluster) -> None:
@@ -578,6 +620,29 @@ def test_what_is_refused_takes_its_job_along(room: Room, cluster: Cluster) -> No
     assert cluster.jobs == {}
     assert not room.ended()
     assert room.backend.ask(["k-1"]).gone == ["k-1"]
+
+
+def test_output_of_elements_in_directories(room: Room, tmp_path: Path) -> None:
+    """The index may be in a directory's name: it is not looked for as it is written."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    path = f"{tmp_path}/{INDEX}/out.txt"
+    assert room.submit("k-1", range(2), output_path=path) == ["k-1.0", "k-1.1"]
+    refused = room.submit("k-2", range(2, 4), output_path=path)
+    assert [type(error) for error in refused] == [InvalidArgumentError] * 2
+
+
+def test_time_is_limited_by_the_session(room: Room, cluster: Cluster) -> None:
+    """From when the command begins: as long as its pod waits for files it is queued."""
+    assert Capability.WALLCLOCK_LIMIT not in room.backend.capabilities
+    room.submit(resource_limits={"WALLCLOCK_TIME": 60})
+    name = cluster.pod("k-1")
+    cluster.state(name, RUNNING, of="initContainerStatuses")
+    cluster.heard()
+    assert (room.last().state, room.last().dispatch_time) == (JobState.QUEUED, None)
+    cluster.state(name, RUNNING)
+    until(lambda: room.last().state is JobState.RUNNING)
+    assert room.last().dispatch_time == datetime.fromisoformat(BEGAN)
 
 
 def test_priorities_are_classes(room: Room, cluster: Cluster) -> None:
@@ -643,6 +708,59 @@ def test_what_is_there_already_is_not_made_again(room: Room, cluster: Cluster) -
     assert cluster.job("k-1")["spec"]["suspend"] is False
 
 
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "why", "state"),
+    [
+        ({}, None, JobState.QUEUED),
+        ({"submit_as_hold": True}, "held", JobState.QUEUED_HELD),
+        ({"start_time": datetime(2130, 1, 1, tzinfo=UTC)}, "waiting", JobState.QUEUED),
+    ],
+)
+def test_a_last_step_without_an_answer(
+    room: Room, cluster: Cluster, fields: Mapping[str, Any], why: str | None, state: JobState, *, done: bool
+) -> None:
+    """Whether it was done or not, the job is then as it was to be, and can be held and released."""
+    patch = cluster.patch
+
+    def cut(name: str, body: Mapping[str, Any]) -> None:
+        cluster.on.pop("patch jobs")
+        if done:
+            patch("jobs", name, body)
+        raise LOST
+
+    cluster.on["patch jobs"] = cut
+    with pytest.raises(DrmCommunicationError):
+        room.submit(stage_in_files={"/etc/x": "inline:text"}, **fields)
+    cluster.heard()
+    time.sleep(2 * module.AGAIN)
+    cluster.tell("MODIFIED", "jobs", cluster.job("k-1"))
+    cluster.heard()
+    answer = room.backend.find([Known("k-1", None, JobTemplate(remote_command="true"))])
+    assert ([info.id for info in answer.infos], answer.gone) == (["k-1"], [])
+    assert cluster.count("patch jobs") == 2
+    assert cluster.job("k-1")["metadata"]["annotations"].get("wfl/suspended") == why
+    assert cluster.job("k-1")["spec"]["suspend"] is (why is not None)
+    assert room.last().state is state
+    if why != "held":
+        assert room.control(Action.HOLD) == {}
+    assert room.control(Action.RELEASE) == {}
+    assert room.last().state is JobState.QUEUED
+    assert cluster.job("k-1")["spec"]["suspend"] is (why == "waiting")
+
+
+def test_a_late_word_of_what_was_made(room: Room, cluster: Cluster) -> None:
+    """That it was to be completed is old news when it is."""
+    room.submit(stage_in_files={"/etc/x": "inline:text"}, submit_as_hold=True)
+    time.sleep(2 * module.AGAIN)
+    late = copy.deepcopy(cluster.job("k-1"))
+    late["metadata"]["annotations"]["wfl/suspended"] = "making"
+    cluster.tell("MODIFIED", "jobs", late)
+    cluster.heard()
+    assert room.last().state is JobState.QUEUED_HELD
+    assert room.control(Action.RELEASE) == {}
+
+
 def test_what_is_refused_after_a_lost_answer_is_gone(room: Room, cluster: Cluster) -> None:
     """The others that are looked for are answered for all the same."""
     create = cluster.create
@@ -706,7 +824,7 @@ def test_watches_that_do_not_begin_are_no_answer(room: Room, cluster: Cluster, m
         del selector
         raise LOST
 
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "AWHILE", 0.05)
     cluster.on["list pods"] = lost
     with pytest.raises(DrmCommunicationError):
         room.submit()
@@ -1408,10 +1526,18 @@ def test_files_are_fetched_before_the_end(
 def test_files_that_nobody_fetched_in_time(room: Room, cluster: Cluster, tmp_path: Path) -> None:
     """Their helper has ended with the pod."""
     name = room.runs(stage_out_files={str(tmp_path / "x"): "/out/x"})
-    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": ended()}])
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": ended(137)}])
     info = room.end()
     assert (info.state, info.exit_status) == (JobState.FAILED, 0)
     assert info.annotation == "its files were not fetched before its pod ended"
+
+
+def test_files_that_another_program_has_fetched(room: Room, cluster: Cluster, tmp_path: Path) -> None:
+    """Its helper has ended well, as somebody told it that all are fetched."""
+    name = room.runs(stage_out_files={str(tmp_path / "x"): "/out/x"})
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": ended()}])
+    info = room.end()
+    assert (info.state, info.annotation) == (JobState.DONE, None)
 
 
 def test_output_while_it_runs_and_afterwards(room: Room, cluster: Cluster) -> None:
@@ -1643,7 +1769,7 @@ def test_what_lives_on_has_its_files_first(
     open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Nobody else brings them: closing waits for that a while, and says what has not got them."""
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "AWHILE", 0.1)
     source = tmp_path / "in.csv"
     source.write_text("1")
     rooms = [open_room(detach=True), open_room(detach=True)]
@@ -1654,7 +1780,8 @@ def test_what_lives_on_has_its_files_first(
     rooms[1].backend.close(end=False)
     assert "have not got their files" not in caplog.text
     rooms[0].backend.close(end=False)
-    assert "1 jobs have not got their files yet; nobody brings them: kill these" in caplog.text
+    assert "1 jobs have not got their files yet; as nobody brings them, they end" in caplog.text
+    assert cluster.job("k-0")["metadata"]["annotations"]["wfl/suspended"] == "cancelled"
     assert len(cluster.jobs) == 2
 
 
@@ -1792,6 +1919,7 @@ def test_a_kill_that_fails_leaves_what_an_earlier_one_has_done(room: Room, clust
 def test_giving_up_waits_for_the_api_server(open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job is not called failed while it may yet start."""
     monkeypatch.setattr(trouble, "RATHER", 0.001)
+    monkeypatch.setattr(trouble, "LOOKS", (0.02, 0.1))
     room = open_room(patience=0.05)
     room.submit()
     cluster.on["delete_all pods"] = lambda *_: (_ for _ in ()).throw(LOST)
@@ -1801,3 +1929,214 @@ def test_giving_up_waits_for_the_api_server(open_room: Open, cluster: Cluster, m
     cluster.on = {}
     info = room.end()
     assert (info.sub_state, "no such image" in (info.annotation or "")) == ("launch_failure", True)
+
+
+# --- at the wrong moment ----------------------------------------------------------------------------------
+
+
+REFUSED = [UnauthorizedError("the credentials were refused"), TryLaterError("too many requests"), LOST]
+
+
+def fails(times: int, error: WflError = LOST) -> Callable[..., None]:
+    """Raises that, and lets all later ones pass."""
+    left = [error] * times
+
+    def fail(*given: object) -> None:
+        del given
+        if left:
+            raise left.pop()
+
+    return fail
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_an_end_is_asked_for_until_it_is_told(room: Room, cluster: Cluster, error: WflError) -> None:
+    """Credentials that have just ended, or too many requests, say nothing of a job."""
+    cluster.obedient = False
+    name = room.runs()
+    cluster.on["get jobs"] = fails(2, error)
+    cluster.go(name, 30)
+    cluster.state(name, ended())
+    assert room.end().state is JobState.DONE
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_files_are_asked_for_until_they_come(room: Room, cluster: Cluster, tmp_path: Path, error: WflError) -> None:
+    """As long as their pod waits for that."""
+    name = room.runs(stage_out_files={str(tmp_path / "x"): "/out/x"})
+    cluster.on["exec pods"] = fails(9, error)
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": RUNNING}])
+    until(lambda: cluster.count("exec pods") > 9)
+
+
+@pytest.mark.parametrize("error", REFUSED)
+def test_files_are_offered_until_they_are_taken(room: Room, cluster: Cluster, tmp_path: Path, error: WflError) -> None:
+    """The job is not ended for that."""
+    source = tmp_path / "in.csv"
+    source.write_text("1")
+    cluster.on["exec pods"] = fails(3, error)
+    room.submit(stage_in_files={"/in.csv": str(source)})
+    name = cluster.pod("k-1")
+    cluster.state(name, RUNNING, of="initContainerStatuses")
+    until(lambda: cluster.count("exec pods") == 4)
+    assert not room.ended()
+
+
+def test_what_waits_for_its_files_in_vain_goes(room: Room, cluster: Cluster, tmp_path: Path) -> None:
+    """A pod has an hour to let its files be fetched: whoever reaps the job does not want them."""
+    name = room.runs(stage_out_files={str(tmp_path / "x"): "/out/x"})
+    cluster.on["exec pods"] = fails(99, InvalidArgumentError("no"))
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": RUNNING}])
+    assert room.end().state is JobState.FAILED
+    room.backend.reap(["k-1"])
+    assert [asked[0] for asked in cluster.asked[-2:]] == ["delete_all pods", "delete_all jobs"]
+
+
+def test_a_kill_without_an_answer_is_looked_after(
+    room: Room, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done all the same: nobody waits for the job for ever."""
+    room.submit()
+    patch, lost = cluster.patch, [LOST]
+
+    def without_answer(kind: str, name: str, body: Mapping[str, Any]) -> Object:
+        done = patch(kind, name, body)
+        if lost:
+            raise lost.pop()
+        return done
+
+    monkeypatch.setattr(cluster, "patch", without_answer)
+    assert isinstance(room.control(Action.KILL)["k-1"], DrmCommunicationError)
+    assert room.end().sub_state == "cancelled"
+
+
+def test_others_hold_a_job_at_the_same_moment(room: Room, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes just after a request of our own is looked at again."""
+    monkeypatch.setattr(module, "AGAIN", 0.3)
+    room.submit()
+    cluster.job("k-1")["spec"]["suspend"] = True
+    cluster.tell("MODIFIED", "jobs", cluster.job("k-1"))
+    until(lambda: room.last().state is JobState.QUEUED_HELD)
+
+
+def test_a_rerunnable_job_whose_pod_is_gone_runs_again(room: Room, cluster: Cluster) -> None:
+    """The list came before the controller had made another."""
+    name = room.runs(rerunnable=True)
+    held = threading.Event()
+    cluster.on["list pods"] = lambda *_: held.wait(PATIENCE)
+    cluster.cut("pods")
+    until(lambda: cluster.count("list pods") >= 2)
+    del cluster.pods[name]
+    held.set()
+    until(lambda: room.last().state is JobState.REQUEUED)
+    cluster.state(cluster.pod("k-1", state=RUNNING), ended())
+    assert room.end().state is JobState.DONE
+
+
+def test_killing_the_rest_of_an_array_leaves_what_is_over(room: Room, cluster: Cluster) -> None:
+    """Pods that have ended stay, with their output; that of the last is taken before it can go."""
+    room.submit("k-1", range(3))
+    pods = [cluster.pod("k-1", number, state=RUNNING) for number in range(3)]
+    cluster.logs.update({pods[0]: b"first\n", pods[1]: b"late\n"})
+    cluster.state(pods[0], ended(), phase="Succeeded")
+    cluster.state(pods[1], ended())  # the phase comes a second later
+    for id in ("k-1.0", "k-1.1"):
+        assert room.end(id).state is JobState.DONE
+        room.backend._results.drop(room.backend._known.tasks[id])  # noqa: SLF001 - as of one that was not followed
+    room.backend._known.tasks["k-1.0"].since -= 10  # noqa: SLF001
+    assert room.control(Action.KILL, "k-1.0", "k-1.1", "k-1.2") == {}
+    assert room.end("k-1.2").sub_state == "cancelled"
+    assert [*cluster.pods] == pods[:1]
+    assert room.backend.read("k-1.0", "stdout", 0, 9) == (b"first\n", True)
+    assert room.backend.read("k-1.1", "stdout", 0, 9) == (b"late\n", True)
+
+
+def test_elements_that_get_a_pod_while_they_are_ended(room: Room, cluster: Cluster) -> None:
+    """That goes at once; also where the first attempt is refused."""
+    room.submit("k-1", range(6), 2)
+    for number in range(2):
+        cluster.pod("k-1", number, state=RUNNING)
+    until(lambda: room.last("k-1.1").state is JobState.RUNNING)
+    made: list[str] = []
+    refuse = fails(1, TryLaterError("too many requests"))
+
+    def fill(name: str, grace: int) -> None:
+        del grace
+        if not made:  # the controller fills the place at once
+            made.append(cluster.pod("k-1", 2, state=RUNNING))
+            until(lambda: room.last("k-1.2").state is JobState.RUNNING)
+        elif name == made[0]:
+            refuse()
+
+    cluster.on["delete pods"] = fill
+    assert room.control(Action.KILL, *(f"k-1.{number}" for number in range(4))) == {}
+    assert room.end("k-1.2").sub_state == "cancelled"
+    until(lambda: made[0] not in cluster.pods)
+
+
+def test_ends_do_not_wait_for_files_of_others(
+    room: Room, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many there are, and however large."""
+    held = threading.Event()
+    monkeypatch.setattr(files, "put", lambda *_, **__: held.wait(PATIENCE))
+    source = tmp_path / "in"
+    source.write_text("1")
+    name = room.runs("k-0", output_path=str(tmp_path / "out"))
+    for number in range(1, 18):
+        room.submit(f"k-{number}", stage_in_files={"/in": str(source)})
+        cluster.state(cluster.pod(f"k-{number}"), RUNNING, of="initContainerStatuses")
+    cluster.state(name, ended())
+    assert room.end("k-0").state is JobState.DONE
+    held.set()
+
+
+def test_files_of_another_program_are_left_to_it(
+    open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program that found the job does not know where they are to go: it does not let their pod go."""
+    done: list[str] = []
+    monkeypatch.setattr(files, "fetch", lambda *_, **__: None)
+    monkeypatch.setattr(files, "done", lambda _, pod, shell: done.append(pod and shell))
+    first = open_room(detach=True)
+    first.submit(stage_out_files={str(tmp_path / "x"): "/out/x"})
+    first.backend.close(end=False)
+    cluster.open_again()
+    second = open_room()
+    second.backend.find(second.backend.remembered())
+    name = cluster.pod("k-1", state=RUNNING)
+    until(lambda: second.last().state is JobState.RUNNING)
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": RUNNING}])
+    info = second.end()
+    assert (info.state, done) == (JobState.DONE, [])
+    assert info.annotation == "its files are in its pod for the program that knows where they are to go"
+
+
+def test_paths_of_this_side_are_resolved(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever directory the program is in that finds the job again."""
+    monkeypatch.chdir(tmp_path)
+    given = JobTemplate(
+        output_path="out", input_path="/in", stage_in_files={"a": "b", "c": "claim:d"}, stage_out_files={"e": "f"}
+    )
+    assert room.backend.resolve(given) == JobTemplate(
+        output_path=f"{tmp_path}/out",
+        input_path="/in",
+        stage_in_files={"a": f"{tmp_path}/b", "c": "claim:d"},
+        stage_out_files={f"{tmp_path}/e": "f"},
+    )
+    twice = JobTemplate(stage_out_files={"e": "f", f"{tmp_path}/e": "g"})
+    assert room.backend.resolve(twice) is twice
+
+
+def test_patience_is_the_jobs_own(open_room: Open, cluster: Cluster) -> None:
+    """A program that finds it is neither more patient than the one that has submitted it, nor less."""
+    first = open_room(detach=True, patience=math.inf)
+    first.submit()
+    first.backend.close(end=False)
+    cluster.open_again()
+    second = open_room(patience=0.0)
+    second.backend.find(second.backend.remembered())
+    cluster.pod("k-1", state=NO_IMAGE)
+    cluster.heard()
+    time.sleep(0.3)
+    assert (second.ended(), second.backend._known.jobs["k-1"].patience) == (False, math.inf)  # noqa: SLF001

@@ -1,7 +1,7 @@
 """Ending all Jobs of a program: what is asked for, and in which order."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +10,21 @@ import pytest
 from wfl.contexts import undertaker
 from wfl.contexts.kubernetes import ending
 from wfl.contexts.kubernetes.client import Client, NotThereError
-from wfl.contexts.kubernetes.ending import KILL, PIECE, cancel, end_all, end_program, pieces, remove_jobs, remove_pods
+from wfl.contexts.kubernetes.ending import (
+    KILL,
+    PIECE,
+    UNENDED,
+    cancel,
+    end_all,
+    end_program,
+    kill_inside,
+    pieces,
+    remove_jobs,
+    remove_pods,
+)
 from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.undertaker import Undertaker
-from wfl.errors import DrmCommunicationError
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, WflError
 
 PROGRAM = "wfl/program=p"
 CANCELLED = {"spec": {"suspend": True}, "metadata": {"annotations": {"wfl/suspended": "cancelled"}}}
@@ -30,23 +41,43 @@ def job(key: str, suspended: str | None = None, condition: str | None = None) ->
     }
 
 
+def pod(key: str, *, over: bool = False, grace: int | None = None) -> dict[str, Any]:
+    """A pod as a list has it: it runs, or has just ended; with a grace it was told to end."""
+    state = {"terminated": {"exitCode": 0}} if over else {"running": {}}
+    told = {} if grace is None else {"deletionGracePeriodSeconds": grace}
+    return {
+        "metadata": {"name": f"wfl-{key}-x", "labels": {"wfl/key": key}, **told},
+        "status": {"phase": "Running", "containerStatuses": [{"name": "main", "state": state}]},
+    }
+
+
 class Server:
     """Stands for the client, and notes what it is asked for."""
 
-    def __init__(self, *jobs: dict[str, Any]) -> None:
-        self.jobs = list(jobs)
+    def __init__(self, *jobs: dict[str, Any], pods: Sequence[dict[str, Any]] = ()) -> None:
+        self.jobs, self.pods = list(jobs), list(pods)
         self.asked: list[tuple[Any, ...]] = []
         self.gone: set[str] = set()
+        self.refusals: dict[str, WflError] = {}
+        self.status = 0
 
     @property
     def client(self) -> Client:
         """As what it stands for."""
         return cast("Client", self)
 
-    def list(self, kind: str, selector: str) -> tuple[list[dict[str, Any]], str]:
-        """All Jobs."""
-        self.asked.append(("list", kind, selector))
-        return self.jobs, "1"
+    def list(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
+        """All of them."""
+        self.asked.append(("list", kind, selector, *([fields] if fields else [])))
+        return (self.jobs if kind == "jobs" else self.pods), "1"
+
+    def exec(self, pod: str, container: str, command: Sequence[str], *, timeout: float) -> tuple[int, str]:
+        """Only noted."""
+        self.asked.append(("exec", pod, container, *command))
+        assert timeout
+        if pod in self.refusals:
+            raise self.refusals[pod]
+        return self.status, "not found"
 
     def patch(self, kind: str, name: str, body: Mapping[str, Any]) -> None:
         """Only noted."""
@@ -54,28 +85,49 @@ class Server:
         if name in self.gone:
             raise NotThereError(name)
 
-    def delete_all(self, kind: str, selector: str, *, grace: int | None = None) -> None:
+    def delete_all(self, kind: str, selector: str, *, grace: int | None = None, fields: str = "") -> None:
         """Only noted."""
-        self.asked.append(("delete", kind, selector, grace))
+        self.asked.append(("delete", kind, selector, grace, *([fields] if fields else [])))
 
 
 def test_everything_is_removed_pods_first() -> None:
     """A Job that is removed first would give its pods all the time that they have; pods that came meanwhile go last."""
     server = Server(job("k-1"), job("k-2", condition="Complete"), job("k-3", "held"))
-    assert end_program(server.client, "p", keep=False, end=True) == 3
+    assert end_program(server.client, "p", keep=False, end=True, shell="/bin/sh") == 3
     assert server.asked == [
         ("list", "jobs", PROGRAM),
+        ("list", "pods", PROGRAM, "status.phase=Running"),
         ("delete", "pods", PROGRAM, KILL),
         ("delete", "jobs", PROGRAM, None),
         ("delete", "pods", PROGRAM, KILL),
     ]
 
 
+def test_what_was_told_to_end_is_killed_by_a_command() -> None:
+    """Its node would give it all the time that it was told."""
+    pods = [pod("k-1", grace=3600), pod("k-2", grace=KILL), pod("k-3"), pod("k-4", grace=3600, over=True)]
+    for shell, command in (("/bin/sh", ("/bin/sh", "-c", "kill -9 -1")), (None, ("kill", "-9", "-1"))):
+        server = Server(job("k-1"), pods=pods)
+        end_program(server.client, "p", keep=False, end=True, shell=shell)
+        assert [asked for asked in server.asked if asked[0] == "exec"] == [("exec", "wfl-k-1-x", "main", *command)]
+
+
+def test_why_nothing_could_be_killed() -> None:
+    """In words; a container that has ended needs none."""
+    server = Server()
+    server.refusals = {"over": InvalidStateError("it does not run"), "mine": DeniedByDrmsError("no right")}
+    assert kill_inside(server.client, "x", None) is None
+    assert kill_inside(server.client, "over", None) is None
+    assert kill_inside(server.client, "mine", None) == "no right"
+    server.status = 127
+    assert kill_inside(server.client, "x", None) == "not found"
+
+
 def test_where_there_is_nothing_nothing_is_removed() -> None:
     """One question is all."""
     server = Server()
-    assert end_program(server.client, "p", keep=False, end=True) == 0
-    assert end_program(server.client, "p", keep=True, end=True) == 0
+    assert end_program(server.client, "p", keep=False, end=True, shell="/bin/sh") == 0
+    assert end_program(server.client, "p", keep=True, end=True, shell="/bin/sh") == 0
     assert server.asked == [("list", "jobs", PROGRAM)] * 2
 
 
@@ -89,20 +141,31 @@ def test_what_is_kept_is_cancelled() -> None:
         job("k-5", "making"),
     ]
     server = Server(*jobs)
-    assert end_program(server.client, "p", keep=True, end=True) == 3
+    assert end_program(server.client, "p", keep=True, end=True, shell="/bin/sh") == 3
     which = "wfl/key in (k-1,k-4,k-5)"
-    first, *patches, last = server.asked[1:]
-    assert first == last == ("delete", "pods", which, KILL)
+    first, *patches, last = server.asked[2:]
+    assert first == last == ("delete", "pods", which, KILL, UNENDED)
     assert sorted(patches, key=lambda asked: str(asked[2])) == [
         ("patch", "jobs", f"wfl-{key}", CANCELLED) for key in ("k-1", "k-4", "k-5")
     ]
+
+
+def test_what_has_just_ended_is_no_more_cancelled() -> None:
+    """Its Job is told to be over two seconds later; an array goes on while there are elements without an end."""
+    array = job("k-2")
+    array["spec"]["completions"] = 2
+    server = Server(job("k-1"), array, pods=[pod("k-1", over=True), pod("k-2", over=True)])
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
+    assert [asked[2] for asked in server.asked if asked[0] == "patch"] == ["wfl-k-2"]
+    server.pods.append(pod("k-2", over=True))
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 0
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_lives_on_lives_on_but_what_was_never_completed(keep: bool) -> None:  # noqa: FBT001 - by pytest
     """A Job whose ConfigMaps were never made could never run."""
     server = Server(job("k-1"), job("k-2", "making"), job("k-3", "held"))
-    assert end_program(server.client, "p", keep=keep, end=False) == 0
+    assert end_program(server.client, "p", keep=keep, end=False, shell="/bin/sh") == 0
     assert server.asked == [("list", "jobs", PROGRAM), ("delete", "jobs", "wfl/key in (k-2)", None)]
 
 
@@ -140,7 +203,7 @@ def test_pods_and_jobs_go_in_one_request() -> None:
     remove_pods(server.client, ["k-1", "k-2.3"], 7)
     remove_jobs(server.client, ["k-1", "k-2.3"])
     which = "wfl/key in (k-1,k-2.3)"
-    assert server.asked == [("delete", "pods", which, 7), ("delete", "jobs", which, None)]
+    assert server.asked == [("delete", "pods", which, 7, UNENDED), ("delete", "jobs", which, None)]
 
 
 # --- in the helper ----------------------------------------------------------------------------------------
@@ -158,16 +221,16 @@ class Found(Server):
         self.places.append(place)
         return self
 
-    def list(self, kind: str, selector: str) -> tuple[list[dict[str, Any]], str]:
+    def list(self, kind: str, selector: str, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
         """All Jobs, if it is there."""
         self.away -= 1
         if self.away >= 0:
             raise DrmCommunicationError("nobody is there")
-        return super().list(kind, selector)
+        return super().list(kind, selector, fields=fields)
 
-    def delete_all(self, kind: str, selector: str, *, grace: int | None = None) -> None:
+    def delete_all(self, kind: str, selector: str, *, grace: int | None = None, fields: str = "") -> None:
         """Remove them."""
-        super().delete_all(kind, selector, grace=grace)
+        super().delete_all(kind, selector, grace=grace, fields=fields)
         if kind == "jobs":
             self.jobs = []
 
@@ -194,7 +257,7 @@ def test_the_helper_ends_all_until_none_is_left(monkeypatch: pytest.MonkeyPatch,
     assert not place.exists()
     assert server.jobs == []
     assert [asked[:2] for asked in server.asked] == [
-        *[("list", "jobs"), ("delete", "pods"), ("delete", "jobs"), ("delete", "pods")],
+        *[("list", "jobs"), ("list", "pods"), ("delete", "pods"), ("delete", "jobs"), ("delete", "pods")],
         *[("list", "jobs")] * 2,
     ]  # fmt: skip
     assert server.places[0] == Place(namespace="n", timeout=ending.REQUEST)
@@ -205,10 +268,10 @@ def test_the_helper_is_told_where_and_what(monkeypatch: pytest.MonkeyPatch, tmp_
     """As JSON; it finds the function by its name."""
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(Undertaker, "start", lambda *given, **more: told.append((*given, more)))
-    ending.watch(Place(namespace="n", impersonate_groups=("g",)), "p", keep=True, place=tmp_path)
+    ending.watch(Place(namespace="n", impersonate_groups=("g",)), "p", keep=True, shell="ash", place=tmp_path)
     ((function, arguments, more),) = told
     assert function == "wfl.contexts.kubernetes.ending:end_all"
     said = json.loads(json.dumps(arguments, default=str))
     assert Place.from_dict(said.pop("where")) == Place(namespace="n", impersonate_groups=("g",))
-    assert said == {"program": "p", "keep": True, "place": str(tmp_path)}
+    assert said == {"program": "p", "keep": True, "shell": "ash", "place": str(tmp_path)}
     assert more == {"lost": None, "log": "/dev/null"}

@@ -442,6 +442,69 @@ def test_a_file_to_the_programs_own_stream(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"None\n", b"from the job\n")
 
 
+@pytest.mark.parametrize("size", [0, 1, 65536, 1_000_003])
+def test_a_file_that_is_still_written(pod: Pod, tmp_path: Path, size: int) -> None:
+    """What was in it at the beginning comes, whatever is written meanwhile; no more, and no less."""
+    source, target = tmp_path / "stdout", tmp_path / "here"
+    before = os.urandom(size)
+    source.write_bytes(before)
+    target.write_bytes(b"of an earlier try")
+
+    def growing(pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            with source.open("ab") as file:
+                file.write(bytes(1000))
+            yield piece
+
+    pod.came = growing
+    assert files.fetch_file(pod.client, "pod-1", str(source), target)
+    assert target.read_bytes() == before
+    assert pod.asked == [("pod-1", "wfl-out", None)]
+    assert {path.name for path in tmp_path.iterdir()} == {"wfl", "stdout", "here"}
+
+
+def test_a_file_that_was_never_written(pod: Pod, tmp_path: Path) -> None:
+    """None is there, and none comes."""
+    assert not files.fetch_file(pod.client, "pod", str(tmp_path / "stdout"), tmp_path / "here")
+    assert [path.name for path in tmp_path.iterdir()] == ["wfl"]
+
+
+@pytest.mark.parametrize("way", [lost, cut_to(0), cut_to(100_000)], ids=["told", "nothing", "a part"])
+def test_half_a_file_is_none(pod: Pod, tmp_path: Path, way: Callable[[Iterable[bytes]], Iterator[bytes]]) -> None:
+    """What broke off, also silently, is an error that may be repeated; what an earlier try has brought stays."""
+    source, target = tmp_path / "stdout", tmp_path / "here"
+    source.write_bytes(os.urandom(1_000_003))
+    target.write_bytes(b"of an earlier try")
+    pod.came = way
+    with pytest.raises(DrmCommunicationError, match=r"the connection was lost|broke off after (0|100000) bytes"):
+        files.fetch_file(pod.client, "pod", str(source), target)
+    assert target.read_bytes() == b"of an earlier try"
+    assert {path.name for path in tmp_path.iterdir()} == {"wfl", "stdout", "here"}
+    pod.came = lambda pieces: pieces
+    assert files.fetch_file(pod.client, "pod", str(source), target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "match"),
+    [
+        ((0, ""), DrmCommunicationError, "broke off after 3 bytes"),
+        ((1, "dd: error reading: Input/output error\n3\n"), ImplementationSpecificError, "Input/output error"),
+        ((127, "sh: dd: not found\n3\n"), InvalidArgumentError, "set helper_image"),
+        ((137, ""), ImplementationSpecificError, "exit status 137"),
+    ],
+)
+def test_why_a_file_does_not_come(
+    pod: Pod, tmp_path: Path, result: tuple[int, str], kind: type[Exception], match: str
+) -> None:
+    """The command's words are told, and no file is made."""
+    (tmp_path / "stdout").write_bytes(b"abc")
+    pod.after = lambda _: result
+    with pytest.raises(kind, match=match):
+        files.fetch_file(pod.client, "pod", str(tmp_path / "stdout"), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
 # --- the end ----------------------------------------------------------------------------------------------
 
 

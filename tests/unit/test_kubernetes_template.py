@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wfl.backend import INDEX
-from wfl.contexts.kubernetes import extensions, template, volumes
+from wfl.contexts.kubernetes import KubernetesContext, extensions, template, volumes
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError
 
@@ -95,7 +95,12 @@ def test_a_template_that_says_nothing_adds_nothing() -> None:
             "metadata": {
                 "name": "wfl-k1-1-3",
                 "labels": ours,
-                "annotations": {"wfl/job": "k1-1", "wfl/session": "s", "wfl/template": "{}"},
+                "annotations": {
+                    "wfl/job": "k1-1",
+                    "wfl/session": "s",
+                    "wfl/patience": "300",
+                    "wfl/template": "{}",
+                },
             },
             "spec": {
                 "completions": 1,
@@ -146,7 +151,7 @@ MAIN: list[tuple[dict[str, Any], dict[str, Any]]] = [
 POD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"queue_name": "urgent"}, {"priorityClassName": "urgent"}),
     ({"queue_name": ""}, {}),
-    ({"resource_limits": {"WALLCLOCK_TIME": 1.2}}, {"activeDeadlineSeconds": 2}),
+    ({"resource_limits": {"WALLCLOCK_TIME": 1.2}}, {"activeDeadlineSeconds": 302}),
     ({"resource_limits": {"WALLCLOCK_TIME": 1e12}}, {"activeDeadlineSeconds": 2147483647}),
     ({"machine_os": "linux"}, {"nodeSelector": {"kubernetes.io/os": "linux"}}),
     ({"machine_arch": "X64"}, {"nodeSelector": {"kubernetes.io/arch": "amd64"}}),
@@ -157,11 +162,8 @@ POD: list[tuple[dict[str, Any], dict[str, Any]]] = [
                 "nodeAffinity": {
                     "requiredDuringSchedulingIgnoredDuringExecution": {
                         "nodeSelectorTerms": [
-                            {
-                                "matchExpressions": [
-                                    {"key": "kubernetes.io/hostname", "operator": "In", "values": ["a", "b.c"]}
-                                ]
-                            }
+                            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]},
+                            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b.c"]}]},
                         ]
                     }
                 }
@@ -229,6 +231,16 @@ def test_priority_is_a_class_of_the_cluster() -> None:
     assert pod(priority=5, more={"priority_class": "high"})["priorityClassName"] == "high"
 
 
+@pytest.mark.parametrize("files", [{"stage_in_files": {"/b": "/tmp"}}, {"input_path": "/etc/passwd"}])
+def test_a_pod_may_wait_for_its_files(files: dict[str, Any]) -> None:
+    """Its own limit leaves an hour more for them; none for what the node itself mounts. A patch has the last word."""
+    limited: dict[str, Any] = {"remote_command": "x", "resource_limits": {"WALLCLOCK_TIME": 60}}
+    assert pod(**limited, **files)["activeDeadlineSeconds"] == 60 + 300 + 3600
+    assert pod(**limited, stage_in_files={"/a": "inline:x"})["activeDeadlineSeconds"] == 60 + 300
+    patched = pod(**limited, **files, extensions={"pod_patch": "{activeDeadlineSeconds: 5}"})
+    assert patched["activeDeadlineSeconds"] == 5
+
+
 def test_accounting_id_is_a_label() -> None:
     """Of the Job and of its pods, by which usage is summed up."""
     job = made(accounting_id="physics").job
@@ -291,6 +303,7 @@ def test_identity() -> None:
     assert job["metadata"]["annotations"] == {
         "wfl/job": "k-1",
         "wfl/session": "my session",
+        "wfl/patience": "300",
         "wfl/index": "3",
         "wfl/template": "{}",
     }
@@ -325,19 +338,22 @@ def test_a_long_record_leaves_out_args() -> None:
 
 
 def test_why_it_is_suspended() -> None:
-    """What the caller says, else a hold, else a start that is to come, else objects that are to be made."""
+    """A hold, else a start that is to come; first of all objects that are to be made."""
     later = NOW + timedelta(hours=1)
     making = {"stage_in_files": {"/a": "inline:x"}}
 
-    def annotations(more: Any = None, **fields: Any) -> Any:
-        return made(more=more, **fields).job["metadata"]["annotations"]
+    def why(**fields: Any) -> Any:
+        """As the Job says, and as it will when all is made."""
+        result = made(**fields)
+        said = result.job["metadata"]["annotations"].get("wfl/suspended")
+        assert result.job["spec"].get("suspend", False) is (said is not None)
+        return said, result.suspended
 
-    assert "wfl/suspended" not in annotations()
-    assert annotations(**making)["wfl/suspended"] == "making"
-    assert annotations(start_time=later, **making)["wfl/suspended"] == "waiting"
-    assert annotations(start_time=later, submit_as_hold=True)["wfl/suspended"] == "held"
-    given = annotations({"suspended": "cancelled"}, submit_as_hold=True)
-    assert given["wfl/suspended"] == "cancelled"
+    assert why() == (None, None)
+    assert why(**making) == ("making", None)
+    assert why(start_time=later, **making) == ("making", "waiting")
+    assert why(submit_as_hold=True, stage_in_files={"/a": "new-claim:1Gi"}) == ("making", "held")
+    assert why(start_time=later, submit_as_hold=True) == ("held", "held")
 
 
 # --- arrays and the shell that starts a command -----------------------------------------------------------
@@ -849,6 +865,8 @@ WRONG: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"queue_name": "A"}, "queue_name is 'A'", InvalidArgumentError),
     ({"queue_name": "a", "priority": 1}, "queue_name is a priority class", InvalidArgumentError),
     ({"candidate_machines": ("a b",)}, "candidate_machines has 'a b'", InvalidArgumentError),
+    ({"candidate_machines": ("a", "Node")}, "candidate_machines has 'Node'", InvalidArgumentError),
+    ({"candidate_machines": ("",)}, "candidate_machines has ''", InvalidArgumentError),
     ({"machine_os": "WINNT"}, "machine_os is WINNT", DeniedByDrmsError),
     ({"machine_arch": "X65"}, "machine_arch is X65.*did you mean", UnsupportedAttributeError),
     ({"resource_limits": {"CPU_TIME": 1}}, "resource_limits: a pod has no CPU_TIME", UnsupportedAttributeError),
@@ -966,6 +984,26 @@ def test_an_array_that_cannot_be() -> None:
     assert len(words["args"]) == 3
 
 
+def test_elements_that_write_into_directories(here: Path) -> None:
+    """Where the index is in a path of this side, it is the first element's that has to be usable."""
+    (here / "results" / "4").mkdir(parents=True)
+    given = JobTemplate(
+        remote_command="x", output_path=f"results/{INDEX}/out", error_path=f"{here}/results/{INDEX}/err"
+    )
+    template.check(given, DEFAULTS, range(4, 6))
+    with pytest.raises(InvalidArgumentError, match=r"output_path .*: there is no directory .*results/5"):
+        template.check(given, DEFAULTS, range(5, 3, -1))
+    with pytest.raises(InvalidArgumentError, match=r"output_path .*results/4 is a directory"):
+        template.check(given.replace(output_path=f"results/{INDEX}"), DEFAULTS, range(4, 6))
+
+
+def test_preview_of_elements_with_directories(here: Path) -> None:
+    """It is refused for no directory that is there."""
+    (here / "1").mkdir()
+    given = JobTemplate(remote_command="x", output_path=f"{here}/{INDEX}/out")
+    assert len(KubernetesContext(image="busybox").preview(given, 3)) == 1
+
+
 # --- previews ---------------------------------------------------------------------------------------------
 
 
@@ -982,9 +1020,12 @@ def test_preview_documents() -> None:
 
 
 def test_preview_of_what_is_held() -> None:
-    """That stays suspended."""
-    job = yaml.safe_load(template.preview_documents(made(submit_as_hold=True)))
-    assert job["spec"]["suspend"] is True
+    """That stays suspended, also where something is made for it."""
+    held = {"submit_as_hold": True}
+    for fields in (held, {**held, "stage_in_files": {"/a": "inline:x"}}):
+        *_, job = yaml.safe_load_all(template.preview_documents(made(**fields)))
+        assert job["spec"]["suspend"] is True
+        assert job["metadata"]["annotations"]["wfl/suspended"] == "held"
 
 
 @settings(deadline=None)

@@ -73,12 +73,13 @@ class Room:
         self.released: list[Job] = []
         self.given_up: list[tuple[list[Task], str]] = []
         self.told: list[JobInfo] = []
+        self.ends = True  # what is given up
         before = set(threading.enumerate())
         made = SimpleNamespace(Thread=threading.Thread, Event=lambda: Sleep(self.slept))
         monkeypatch.setattr(trouble, "threading", made)
         monkeypatch.setattr(trouble, "time", self.time)
         monkeypatch.setattr(jobs_module, "time", self.time)
-        self.minder = Minder(cast("Client", self), self.known, 300.0, self.closed)
+        self.minder = Minder(cast("Client", self), self.known, self.closed)
         self.minder.release, self.minder.give_up, self.minder.tell = self._release, self._give_up, self._tell
         self.first = self.slept.get(timeout=PATIENCE)
         new = set(threading.enumerate()) - before
@@ -94,10 +95,11 @@ class Room:
     def _release(self, job: Job) -> None:
         self.released.append(job)
 
-    def _give_up(self, tasks: Sequence[Task], words: str) -> None:
+    def _give_up(self, tasks: Sequence[Task], words: str) -> bool:
         self.given_up.append((list(tasks), words))
         for task in tasks:
-            task.over = True
+            task.over = self.ends
+        return self.ends
 
     def _tell(self, infos: Iterable[JobInfo]) -> None:
         self.told += infos
@@ -283,9 +285,46 @@ def test_what_waits_without_a_word_is_looked_for_in_events(room: Room) -> None:
     assert room.asked == [("events", "type=Warning")]
     (info,) = room.told
     assert (info.id, info.state, info.annotation) == (task.id, JobState.QUEUED, NO_ACCOUNT)
-    assert room.sleeps() == 300
-    room.sleeps(300)
+    assert room.sleeps() == 10
+    room.sleeps(299)
+    assert room.given_up == []
+    room.sleeps(1)
     assert room.given_up == [([task], f"{NO_ACCOUNT} {SUFFIX}")]
+
+
+def test_what_cannot_be_ended_is_tried_again(room: Room) -> None:
+    """Not at once: who refused it may do so for long."""
+    task = room.task()
+    room.ends = False
+    room.minder.note(task, "ErrImagePull: none", "ErrImagePull: none")
+    assert room.sleeps(300) == 5
+    assert room.sleeps(5) == 5
+    room.ends = True
+    assert room.sleeps(5) is None
+    assert len(room.given_up) == 3
+
+
+def test_words_of_events_may_change(room: Room) -> None:
+    """What is cured by time counts for nothing when it is followed by what is not, and the other way round."""
+    task = room.task("x")
+    hiccup, quota = "FailedCreate: webhook does not answer", "FailedCreate: exceeded quota: q"
+    for said, stuck in ((quota, False), (hiccup, True), (quota, False)):
+        room.events = [event("FailedCreate", said.partition(": ")[2], lastTimestamp="2026-11-22T06:28:06Z")]
+        room.sleeps(60)
+        assert (task.words, task.stuck is not None) == (said, stuck)
+    assert [info.annotation for info in room.told] == [quota, hiccup, quota]
+
+
+def test_a_new_job_s_reason_is_looked_for_soon(room: Room) -> None:
+    """However long others have waited."""
+    room.task()
+    for ahead in (5, 10, 20, 40):
+        room.sleeps(ahead)
+    room.task("wfl-k-2")
+    assert room.sleeps() == 5
+    asked = len(room.asked)
+    assert room.sleeps(5) == 10
+    assert len(room.asked) == asked + 1
 
 
 def test_a_pods_events_are_its_own(room: Room) -> None:
