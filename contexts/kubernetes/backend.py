@@ -607,7 +607,8 @@ class KubernetesBackend(Backend):
             return "running" in facts.container(self._client.get("pods", name), files.IN)
         except NotThereError:
             return False
-        except WflError:
+        except WflError as error:
+            log.warning("kubernetes: whether %s waits for its files is not known: %s", name, error)
             return True
 
     def _feed_again(self, task: Task, name: str) -> None:

@@ -376,7 +376,6 @@ def _is_over(job: dict[str, Any]) -> bool:
 BURST = """
 returned = os.open(f"{rest[0]}/returned", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 flow = Workflow(context(store=rest[0] + "/store", detach=True), raise_errors=True)
-open(f"{rest[0]}/file", "w").write("copied")
 print("ready", flush=True)
 line = 'echo $JOB_ID >>/shared/ran; cat /in/file 2>/dev/null; echo out $0; exit $(($0 % 3))'
 for number in range(10):
@@ -399,6 +398,7 @@ def test_every_submission_is_accounted_for_once(place: Namespace, run: Programs,
     """
     chance = random.Random(start := seed())  # noqa: S311 - moments, no secrets
     print("WFL_FAULTS_SEED", start)  # noqa: T201 - what repeats a failure
+    (tmp_path / "file").write_text("copied")
     for _ in range(kills(20)):
         program = run(BURST, str(tmp_path))
         program.expect("ready")
