@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.settings import auth_of, check_session, check_settings, client_of
-from wfl.errors import SessionManagementError
+from wfl.contexts.extras import needed
 from wfl.threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from wfl.backend import Backend, Monitor
+
+_WHY = "jobs in containers need docker-py"
 
 
 class DockerContext(Context):
@@ -56,7 +57,7 @@ class DockerContext(Context):
 
     def backend(self) -> Backend:
         """A new backend; it contacts the daemon when it is opened."""
-        with _docker_py(self.name):
+        with needed(self.name, _WHY):
             from wfl.contexts.containers.backend import ContainerBackend
         return ContainerBackend(
             self.name,
@@ -70,7 +71,7 @@ class DockerContext(Context):
 
     def monitor(self) -> Monitor:
         """The daemon as a machine, all running containers, and its images as job categories."""
-        with _docker_py(self.name):
+        with needed(self.name, _WHY):
             from wfl.contexts.containers.monitor import ContainerMonitor
         return ContainerMonitor(self.client_settings())
 
@@ -84,16 +85,6 @@ class DockerContext(Context):
         return {**found, "cure": self.dialect().cure, "remote": self.name}
 
 
-@contextmanager
-def _docker_py(extra: str) -> Iterator[None]:
-    """What is imported here needs docker-py."""
-    try:
-        yield
-    except ImportError as error:
-        msg = f"jobs in containers need docker-py: pip install 'wfl-sdk[{extra}]' ({error})"
-        raise SessionManagementError(msg) from error
-
-
 def clean(session_name: str, context: DockerContext | None = None) -> int:
     """Remove all containers that programs have left behind in a session; how many there were.
 
@@ -101,7 +92,7 @@ def clean(session_name: str, context: DockerContext | None = None) -> int:
     """
     check_session(session_name)
     chosen = context or DockerContext()
-    with _docker_py(chosen.name):
+    with needed(chosen.name, _WHY):
         from wfl.contexts.containers.client import REQUESTS, Client
     client = Client(chosen.client_settings())
     try:

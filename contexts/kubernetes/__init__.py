@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context
+from wfl.contexts.extras import needed
 from wfl.contexts.kubernetes.settings import Place, check_settings
-from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from wfl.backend import Backend, Monitor
     from wfl.contexts.kubernetes.template import Defaults
     from wfl.drmaa2 import JobTemplate
 
 __all__ = ["KubernetesContext", "clean"]
+
+_WHY = "jobs on Kubernetes need its client"
 
 
 class KubernetesContext(Context):
@@ -96,7 +98,7 @@ class KubernetesContext(Context):
 
     def backend(self) -> Backend:
         """A new backend; it contacts the API server when it is opened."""
-        with _official_client():
+        with needed("kubernetes", _WHY):
             from wfl.contexts.kubernetes.backend import KubernetesBackend
         return KubernetesBackend(
             self.place,
@@ -109,7 +111,7 @@ class KubernetesContext(Context):
 
     def monitor(self) -> Monitor:
         """The cluster's nodes, its Jobs, and its priority classes as queues."""
-        with _official_client():
+        with needed("kubernetes", _WHY):
             from wfl.contexts.kubernetes.monitor import KubernetesMonitor
         return KubernetesMonitor(self.place)
 
@@ -155,16 +157,6 @@ class KubernetesContext(Context):
         return super().takes_whole(backend, template) and native(template, range(1, 2), self._defaults())
 
 
-@contextmanager
-def _official_client() -> Iterator[None]:
-    """What is imported here needs the official client."""
-    try:
-        yield
-    except ImportError as error:
-        msg = f"jobs on Kubernetes need its client: pip install 'wfl-sdk[kubernetes]' ({error})"
-        raise SessionManagementError(msg) from error
-
-
 def clean(session_name: str, context: KubernetesContext | None = None) -> int:
     """Remove all Jobs that programs have left behind in a session, with their pods; how many there were.
 
@@ -174,7 +166,7 @@ def clean(session_name: str, context: KubernetesContext | None = None) -> int:
 
     check_session_name(session_name)
     chosen = context or KubernetesContext()
-    with _official_client():
+    with needed("kubernetes", _WHY):
         from wfl.contexts.kubernetes.client import Client
         from wfl.contexts.kubernetes.ending import remove_all
         from wfl.contexts.kubernetes.template import label_value
