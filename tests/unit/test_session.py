@@ -427,6 +427,31 @@ def test_elements_that_differ_are_submitted_one_by_one(open_session: Open) -> No
     assert [task.id for task in array] == ["1", "2", "3"]
 
 
+class Resolving(FakeBackend):
+    """A system that names files of this side by whole paths, once placeholders are filled."""
+
+    def resolve(self, template: JobTemplate) -> JobTemplate:
+        """The output's."""
+        assert "DRMAA2_HOME" not in (template.output_path or "")
+        return template.replace(output_path=os.path.join("/here", template.output_path or ""))
+
+
+def test_templates_are_resolved_by_their_system(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single jobs, their next attempts, elements, and arrays as a whole."""
+    context = FakeContext(FakeSystem({"x": 3}))
+    monkeypatch.setattr(context, "backend", lambda: Resolving(context.system))
+    session = open_session(context)
+    first = run(session, "x", output_path="a")
+    again = session.again(first._record)  # noqa: SLF001 - what a retry calls
+    whole = session.start_array(JobTemplate(remote_command="x", output_path="c"), range(1))
+    differs = JobTemplate(remote_command="x", output_path="$DRMAA2_HOME_DIR$/$DRMAA2_INDEX$")
+    each = session.start_array(differs, range(2))
+    paths = [first.template.output_path, again.template.output_path, *(task.template.output_path for task in whole)]
+    assert paths == ["/here/a", "/here/a", "/here/c"]
+    home = os.path.expanduser("~")
+    assert [task.template.output_path for task in each] == [f"{home}/0", f"{home}/1"]
+
+
 # --- the ledger -------------------------------------------------------------------------------------------
 
 
@@ -820,6 +845,8 @@ def test_an_expected_end_of_an_earlier_program_s_job(open_session: Open, tmp_pat
         assert state(task) is JobState.RUNNING
     times, begin = list[float](), system.now
     watch(open_session(system, store=tmp_path / "jobs", detach=True), "ask", lambda _: times.append(system.now))
+    while not times:  # its thread is there
+        system.advance(1)
     system.advance(4500)
     assert any(begin + 3990 <= time <= begin + 4003 for time in times)
     assert len(times) < 60
