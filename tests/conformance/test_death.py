@@ -201,6 +201,7 @@ def test_forked_child(program: Start, shared: Path) -> None:
     """A child that the program forks has no session and says so; its end does not touch the program's jobs."""
     source = (
         "import warnings; warnings.simplefilter('ignore')\n"
+        "job.tasks[0].wait_started()\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    say(type(flow.run('true').last_error).__name__)\n"
