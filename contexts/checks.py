@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PASSED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 """Paths that stand for the program's own descriptors."""
 
+PLACEHOLDERS = ("$DRMAA2_HOME_DIR$", "$DRMAA2_WORKING_DIR$")
+"""Directories with which a path may begin."""
 HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
 """Fields with paths of the caller's side, where that is not the job's."""
 _MAX_STRING = 131072
@@ -45,7 +47,8 @@ def from_here(template: JobTemplate, is_local: Callable[[str], bool] = lambda _:
         return template
 
     def path(given: str) -> str:
-        return given if given in PASSED or not given else os.path.join(here, given)
+        filled = given not in PASSED and given and not given.startswith(PLACEHOLDERS)
+        return os.path.join(here, given) if filled else given
 
     try:
         here = os.getcwd()
@@ -56,10 +59,21 @@ def from_here(template: JobTemplate, is_local: Callable[[str], bool] = lambda _:
         pairs = template.stage_in_files.items()
         found["stage_in_files"] = {target: path(source) if is_local(source) else source for target, source in pairs}
     if template.stage_out_files:
-        found["stage_out_files"] = {path(target): source for target, source in template.stage_out_files.items()}
-        if len(found["stage_out_files"]) < len(template.stage_out_files):  # one place twice: refused as it stands
-            return template
+        targets = {path(target): source for target, source in template.stage_out_files.items()}
+        if len(targets) == len(template.stage_out_files):  # else one place is there twice: refused as it stands
+            found["stage_out_files"] = targets
     return template.replace(**found)
+
+
+def targets(files: Mapping[str, str]) -> dict[str, str]:
+    """What is to be copied out, with the targets as absolute paths, no two of which are the same."""
+    found: dict[str, str] = {}
+    for given, source in files.items():
+        target = os.path.normpath(absolute("stage_out_files", given))
+        if target in found:
+            raise InvalidArgumentError(f"stage_out_files has {given!r}, where something else is copied to")
+        found[target] = source
+    return found
 
 
 def streams(template: JobTemplate, cwd: str, *, look: bool) -> dict[str, Any]:

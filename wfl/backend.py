@@ -150,7 +150,7 @@ class Backend(ABC):
     def resolve(self, template: JobTemplate) -> JobTemplate:
         """The template with files of this side named whatever directory a program is in that finds the job again.
 
-        Called for each submission, placeholders filled; by default nothing changes. Never raises: `check` refuses.
+        Called before and after placeholders are filled; by default nothing changes. Never raises: `check` refuses.
         """
         return template
 

@@ -201,8 +201,8 @@ class JobSession:
         self._check_open()
         records = []
         for template in templates:
-            key = self._next_key()
-            records.append(Record(self, key, self._fill(template), source=template))
+            source = self.backend.resolve(template)
+            records.append(Record(self, self._next_key(), self._fill(source), source=source))
         self._admit(records)
         return [Task(record) for record in records]
 
@@ -231,11 +231,12 @@ class JobSession:
         check_max_parallel(max_parallel)
         job_id = self._next_key()
         merged = template.merged_with(self.context.default_template)
+        if len(indexes) > 1:
+            _check_output(merged)
         same = not has_placeholders(merged)
         if same:
             merged = self.backend.resolve(merged)
-        if len(indexes) > 1:
-            _check_output(merged)
+        template = self.backend.resolve(template)
         records = [
             Record(
                 self,

@@ -77,8 +77,7 @@ def check(template: JobTemplate, image: str | None) -> None:
     here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
     checks.streams(template.replace(**here), "/", look=True)
     copies_in(template, "/")
-    for target in template.stage_out_files or ():
-        checks.absolute("stage_out_files", target)
+    checks.targets(template.stage_out_files or {})
 
 
 def body(

@@ -352,7 +352,7 @@ class KubernetesBackend(Backend):
             return False
         again = task.begun
         task.pod, task.uid, task.born, task.begun = told["name"], told["uid"], told["creationTimestamp"], False
-        task.fed, task.troubled, task.since = -inf, 0.0, time.monotonic()
+        task.fed, task.supplied, task.troubled, task.since = -inf, False, 0.0, time.monotonic()
         task.words, task.stuck, task.explained = None, None, False
         if again:
             self._results.drop(task)
@@ -372,6 +372,7 @@ class KubernetesBackend(Backend):
             self._minder.note(task, facts.stuck(pod), info.annotation)
             if task.job.copies and "running" in facts.container(pod, files.IN):
                 self._feed_soon(task, pod)
+            task.supplied = task.supplied or facts.went_well(pod, files.IN)
         self._report([info])
 
     def _has_slipped(self, task: Task, pod: Object) -> bool:
@@ -416,6 +417,8 @@ class KubernetesBackend(Backend):
             self._pool.submit(lambda: self._settle(job, found))
         elif job.prepared:
             self._see_suspension(job, found)
+            if job.is_array and job.template.rerunnable:
+                self._see_given_up(job, found)
 
     def _see_suspension(self, job: Job, found: Object) -> None:
         """Others may hold and release it, too."""
@@ -434,6 +437,14 @@ class KubernetesBackend(Backend):
         if why is None:
             again = [task for task in job.unended() if task.begun and not task.has_pod]
             self._report([JobInfo(id=task.id, state=JobState.REQUEUED) for task in again])
+
+    def _see_given_up(self, job: Job, found: Object) -> None:
+        """Elements whose pods are gone, and will not be followed by others, are told of by the Job alone."""
+        for task in job.unended():
+            if task.uid and not (task.has_pod or task.finishing):
+                info = facts.end_by_job(task.id, found, task.number, killed=task.killed)
+                if info is not None:
+                    self._tell_end(task, info)
 
     def _job_gone(self, job: Job) -> None:
         """Somebody has removed it: its pods tell of their ends, where there are any."""
@@ -503,6 +514,7 @@ class KubernetesBackend(Backend):
             info = ended(task.id, sub_state="lost", annotation=f"what is said of its end is not understood: {error}")
         if info is None:
             task.finishing = False
+            self._later(partial(self._look_at_job, task.job))  # it may have ended meanwhile
         else:
             self._tell_end(task, info)
 
@@ -565,7 +577,7 @@ class KubernetesBackend(Backend):
         with self._known.lock:
             if task.over:
                 return
-            task.over, task.finishing, task.since = True, False, time.monotonic()
+            task.over, task.finishing, task.ended = True, False, time.monotonic()
         self._report([info])
 
     def _later(self, f: Callable[[], None]) -> None:
@@ -593,6 +605,7 @@ class KubernetesBackend(Backend):
         try:
             with self._guard.on_its_way():
                 files.put(self._client, name, task.job.copies, shell=self._shell)
+            task.supplied = True
         except (*PASSING, InvalidSessionError, InvalidStateError) as error:  # or it has just got them
             log.info("kubernetes: the files of %s are not in its pod yet: %s", task.id, error)
             task.fed = -inf
@@ -771,7 +784,7 @@ class KubernetesBackend(Backend):
 
         if grace == KILL:
             self._results.keep(tasks)
-            self._results.take(task for job in alive if job.is_array for task in job.tasks.values())
+        self._results.take(task for job in alive if job.is_array for task in job.tasks.values())
         first = [task for task in tasks if not task.killed]
         for task in first:
             task.killed = True
@@ -984,7 +997,9 @@ class KubernetesBackend(Backend):
             self._await_files()
         left = self._guard.close()
         if end:
-            self._results.save([task for task in self._known.unended() if task.job.own])
+            mine = [task for task in self._known.unended() if task.job.own]
+            self._results.save(mine)
+            self._results.release(task for task in mine if task.finishing)
         self._client.hang_up()
         if self._watches:
             self._minder.call()
@@ -1003,7 +1018,8 @@ class KubernetesBackend(Backend):
         until = time.monotonic() + AWHILE
 
         def left() -> list[Task]:
-            return [task for task in self._known.unended() if task.job.own and task.job.copies and not task.begun]
+            tasks = [task for task in self._known.unended() if task.job.own and task.job.copies]
+            return [task for task in tasks if not (task.begun or task.supplied)]
 
         while left() and time.monotonic() < until:
             time.sleep(AGAIN / 10)

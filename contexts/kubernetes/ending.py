@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
+import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,18 +18,21 @@ from wfl.errors import InvalidStateError, WflError
 from wfl.threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 KILL = 1
 """Seconds of grace for what is killed: less takes a pod off the list while its processes go on."""
 REQUEST = 20.0
 """Seconds that the helper waits for one answer."""
+LATE = 2.0
+"""Seconds after which a node has said that a pod is over, once its containers are."""
 UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """The pods that are not over; a node says so a second late."""
 PIECE = 50
 """Keys that one selector names: it is part of a URL."""
 _T = TypeVar("_T")
+Object = Mapping[str, Any]
 
 
 def watch(
@@ -79,22 +83,60 @@ def end_program(client: Client, program: str, *, keep: bool, end: bool, shell: s
         return 0
     if not found:
         return 0
-    pods, _ = client.list("pods", selector, fields="status.phase!=Pending" if keep else "status.phase=Running")
-    over = Counter(pod["metadata"]["labels"].get(KEY) for pod in pods if facts.over(pod))
-    patient = [pod for pod in pods if pod["metadata"].get("deletionGracePeriodSeconds", 0) > KILL]
-    names = [pod["metadata"]["name"] for pod in patient if not facts.over(pod)]
-    in_threads(lambda name: kill_inside(client, name, shell), names, REQUESTS, "wfl-kubernetes-kill")
-    if not keep:
+    pods, _ = client.list("pods", selector, fields="" if keep else "status.phase=Running")
+    count = len(found)
+    if keep:
+        doomed = _unended(found, pods)
+        count = len(doomed)
+        if any(_is_late(pod) and pod["metadata"]["labels"].get(KEY) in doomed for pod in pods):
+            time.sleep(LATE)  # else they would go with the others, and with them their output
+        cancel(client, doomed, KILL)
+    else:
         remove_all(client, selector)
-        return len(found)
-    doomed = {
-        key: job["metadata"]["name"]
-        for job in found
-        if not facts.finished(job) and suspension(job) != CANCELLED
-        if over[key := job["metadata"]["labels"][KEY]] < job["spec"].get("completions", 1)
-    }
-    cancel(client, doomed, KILL)
-    return len(doomed)
+    _kill(client, [pod for pod in pods if not facts.over(pod)], shell)
+    return count
+
+
+def _unended(jobs: Sequence[Object], pods: Sequence[Object]) -> dict[str, str]:
+    """The names, by key, of those that are to be ended: all but those of which every element has a pod that is over.
+
+    A pod that the cluster has ended does not count where another will follow it.
+    """
+    over: dict[str, set[str]] = {}
+    alive: set[str] = set()
+    again = {job["metadata"]["labels"][KEY] for job in jobs if "podFailurePolicy" in job["spec"]}
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        key = labels.get(KEY, "")
+        if not facts.over(pod):
+            alive.add(key)
+        elif key not in again or facts.disruption(pod) is None:
+            over.setdefault(key, set()).add(labels.get(facts.INDEX, ""))
+    found: dict[str, str] = {}
+    for job in jobs:
+        key = job["metadata"]["labels"][KEY]
+        whole = key not in alive and len(over.get(key, ())) >= job["spec"].get("completions", 1)
+        if not (whole or facts.finished(job) or suspension(job) == CANCELLED):
+            found[key] = job["metadata"]["name"]
+    return found
+
+
+def _is_late(pod: Object) -> bool:
+    """Whether it is over, and not known to be so by its phase."""
+    return facts.over(pod) and pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _kill(client: Client, pods: Sequence[Object], shell: str | None) -> None:
+    """Kill what was told to end with much time for that; in no more time than one question may take, or little more."""
+    until, silent = time.monotonic() + REQUEST, set[str]()
+
+    def kill(pod: Object) -> None:
+        node = pod["spec"].get("nodeName", "")
+        if time.monotonic() < until and node not in silent and kill_inside(client, pod["metadata"]["name"], shell):
+            silent.add(node)
+
+    patient = [pod for pod in pods if pod["metadata"].get("deletionGracePeriodSeconds", 0) > KILL]
+    in_threads(kill, patient, REQUESTS, "wfl-kubernetes-kill")
 
 
 def kill_inside(client: Client, pod: str, shell: str | None) -> str | None:

@@ -90,6 +90,11 @@ def waits(pod: Object, name: str) -> bool:
     return "running" in container(pod, name)
 
 
+def went_well(pod: Object, name: str) -> bool:
+    """Whether one of its helping containers has done what it was there for."""
+    return bool(container(pod, name).get("terminated", {}).get("exitCode") == 0)
+
+
 def disruption(pod: Object) -> tuple[SubState, str] | None:
     """Why the cluster itself ended it, where it did: the controller may then start another in its place."""
     for one in _conditions(pod, "DisruptionTarget"):

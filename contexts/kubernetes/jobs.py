@@ -49,6 +49,7 @@ class Task:
         "born",
         "busy",
         "dismissed",
+        "ended",
         "explained",
         "fed",
         "finishing",
@@ -67,6 +68,7 @@ class Task:
         "since",
         "streams",
         "stuck",
+        "supplied",
         "troubled",
         "uid",
         "whole",
@@ -85,7 +87,9 @@ class Task:
         self.placed = False  # its pod has a node
         self.fed = -inf  # when its files were last put into its pod
         self.troubled = 0.0  # since when its output and files cannot be had
-        self.since = time.monotonic()  # it waits, or it is over
+        self.supplied = False  # they are there
+        self.since = time.monotonic()  # it waits
+        self.ended = -inf  # when its end was told, in this program
         self.stuck: float | None = None  # since when it waits for something that somebody must do
         self.words: str | None = None  # why it waits
         self.explained = False  # by an event, not by its pod

@@ -223,13 +223,15 @@ class Results:
         """What waits in the pod for being fetched; what went wrong, in words."""
         name, begun = pod["metadata"]["name"], facts.started(pod)
         if not facts.waits(pod, files.OUT):
-            lost = begun and (task.job.fetched or task.job.streams) and not _is_done(pod)
+            lost = begun and (task.job.fetched or task.job.streams) and not facts.went_well(pod, files.OUT)
             return "its files were not fetched before its pod ended" if lost else None
         trouble = None
         if begun:
             trouble = self._fetch_streams(task, name)
             trouble = files.fetch(self._client, name, task.job.wanted(task), shell=self._shell) or trouble
-        if trouble is not None and _is_done(self._client.get("pods", name)):  # meanwhile, by another program
+        if trouble is not None and facts.went_well(
+            self._client.get("pods", name), files.OUT
+        ):  # meanwhile, by another program
             return None
         if not task.job.foreign:
             files.done(self._client, name, shell=self._shell)
@@ -295,8 +297,18 @@ class Results:
             with suppress(WflError, OSError):
                 self._whole(task)
 
-        new = [task for task in tasks if task.over and time.monotonic() - task.since < LATE and self._is_logged(task)]
+        new = [task for task in tasks if time.monotonic() - task.ended < LATE and self._is_logged(task)]
         in_threads(take, [task for task in new if not task.whole], REQUESTS, "wfl-kubernetes-keep")
+
+    def release(self, tasks: Iterable[Task]) -> None:
+        """Nobody fetches from the pods of these any more."""
+
+        def release(task: Task) -> None:
+            with suppress(WflError):
+                files.done(self._client, task.pod or "", shell=self._shell)
+
+        waiting = [task for task in tasks if task.job.fetched or task.job.streams]
+        in_threads(release, waiting, REQUESTS, "wfl-kubernetes-close")
 
     def save(self, tasks: Iterable[Task]) -> None:
         """What these have written until now is kept where it is wanted: in its files."""
@@ -335,8 +347,3 @@ def _had(task: Task, output: Output) -> Output:
     if output.error is not None:
         raise output.error
     return output
-
-
-def _is_done(pod: Object) -> bool:
-    """Whether its files were fetched, and the pod told so."""
-    return bool(facts.container(pod, files.OUT).get("terminated", {}).get("exitCode") == 0)

@@ -13,7 +13,7 @@ from wfl.drmaa2 import JobState, fact
 from wfl.errors import WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from wfl.backend import Report
     from wfl.contexts.kubernetes.client import Client
@@ -81,7 +81,7 @@ class Minder:
         unexplained: list[Task] = []
         doomed: dict[str, list[Task]] = {}
         for job in list(self._known.jobs.values()):
-            if job.start is not None and job.suspended == WAITING:
+            if job.start is not None and job.suspended == WAITING and job.prepared:
                 due = job.start - time.time()
                 if due <= 0:
                     job.start = None
@@ -106,27 +106,28 @@ class Minder:
     def _end(self, doomed: Mapping[str, Sequence[Task]]) -> float:
         """Give up what has waited too long, by its words; seconds until that is to be tried again."""
         try:
-            hopeless = {words: self._hopeless(tasks) for words, tasks in doomed.items()}
+            self._look_again(task for tasks in doomed.values() for task in tasks)
         except WflError as error:
             log.debug("kubernetes: whether what waits has got on is not known: %s", error)
             return LOOKS[0]
         left = 0
-        for words, tasks in hopeless.items():
+        for words, all_of_them in doomed.items():
+            tasks = [task for task in all_of_them if task.stuck is not None]
             if tasks and not self.give_up(tasks, words):
                 left += 1
         return LOOKS[0] if left else inf
 
-    def _hopeless(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those that are still where they were: of what an event has said, it is another event that tells its end."""
-        if not any(task.explained and task.pod for task in tasks):
-            return list(tasks)
+    def _look_again(self, tasks: Iterable[Task]) -> None:
+        """What an event has said of these may have passed: it is another event that tells that, and nothing else."""
+        explained = [task for task in tasks if task.explained and task.pod]
+        if not explained:
+            return
         events, _ = self._client.list("events")
         stopped, goes = latest(events), latest(events, _GOES_ON)
-        for task in tasks:
+        for task in explained:
             name = task.pod or ""
-            if task.explained and name in goes and goes[name][0] > stopped.get(name, ("", ""))[0]:
+            if name in goes and goes[name][0] > stopped.get(name, ("", ""))[0]:
                 task.words, task.stuck, task.explained = None, None, False
-        return [task for task in tasks if task.stuck is not None]
 
     @staticmethod
     def _waiting(job: Job) -> list[Task]:

@@ -200,10 +200,8 @@ class Files:
         """Standard input's file, and what is fetched: whatever holds that is a volume, as containers end before it."""
         template = self.template
         sources: dict[str, str] = {}
-        for given, source in (template.stage_out_files or {}).items():
-            target = self._target(given, "stage_out_files")
-            sources[target] = self._place("the source", source, "stage_out_files")
-            self.fetched[target] = sources[target]
+        for target, source in checks.targets(template.stage_out_files or {}).items():
+            sources[target] = self.fetched[target] = self._place("the source", source, "stage_out_files")
         if sources:
             self._moving()  # OUT waits there, also where all sources are in other volumes
         for number, place in enumerate(self._parents(sources.values())):
@@ -215,12 +213,6 @@ class Files:
         self.streams = {stream: f"{PLACE}/streams/{stream}" for stream in to_files(template)}
         if self.streams:
             self._share(STREAMS, "streams")
-
-    def _target(self, given: str, where: str) -> str:
-        target = posixpath.normpath(checks.absolute(where, given))
-        if target in self.fetched:
-            _refuse(where, f"{given!r}, where something else is copied to")
-        return target
 
     def _parents(self, sources: Iterable[str]) -> list[str]:
         """Directories, none in another, that become empty volumes, as the sources in them are in no volume yet."""

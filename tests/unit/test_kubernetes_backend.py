@@ -2033,7 +2033,8 @@ def test_a_rerunnable_job_whose_pod_is_gone_runs_again(room: Room, cluster: Clus
     assert room.end().state is JobState.DONE
 
 
-def test_killing_the_rest_of_an_array_leaves_what_is_over(room: Room, cluster: Cluster) -> None:
+@pytest.mark.parametrize("action", [Action.KILL, Action.TERMINATE])
+def test_ending_the_rest_of_an_array_leaves_what_is_over(room: Room, cluster: Cluster, action: Action) -> None:
     """Pods that have ended stay, with their output; that of the last is taken before it can go."""
     room.submit("k-1", range(3))
     pods = [cluster.pod("k-1", number, state=RUNNING) for number in range(3)]
@@ -2043,8 +2044,8 @@ def test_killing_the_rest_of_an_array_leaves_what_is_over(room: Room, cluster: C
     for id in ("k-1.0", "k-1.1"):
         assert room.end(id).state is JobState.DONE
         room.backend._results.drop(room.backend._known.tasks[id])  # noqa: SLF001 - as of one that was not followed
-    room.backend._known.tasks["k-1.0"].since -= 10  # noqa: SLF001
-    assert room.control(Action.KILL, "k-1.0", "k-1.1", "k-1.2") == {}
+    room.backend._known.tasks["k-1.0"].ended -= 10  # noqa: SLF001
+    assert room.control(action, "k-1.0", "k-1.1", "k-1.2") == {}
     assert room.end("k-1.2").sub_state == "cancelled"
     assert [*cluster.pods] == pods[:1]
     assert room.backend.read("k-1.0", "stdout", 0, 9) == (b"first\n", True)
@@ -2124,8 +2125,8 @@ def test_paths_of_this_side_are_resolved(room: Room, tmp_path: Path, monkeypatch
         stage_in_files={"a": f"{tmp_path}/b", "c": "claim:d"},
         stage_out_files={f"{tmp_path}/e": "f"},
     )
-    twice = JobTemplate(stage_out_files={"e": "f", f"{tmp_path}/e": "g"})
-    assert room.backend.resolve(twice) is twice
+    twice = JobTemplate(output_path="$DRMAA2_HOME_DIR$/o", stage_out_files={"e": "f", f"{tmp_path}/e": "g"})
+    assert room.backend.resolve(twice) == twice
 
 
 def test_patience_is_the_jobs_own(open_room: Open, cluster: Cluster) -> None:
@@ -2140,3 +2141,54 @@ def test_patience_is_the_jobs_own(open_room: Open, cluster: Cluster) -> None:
     cluster.heard()
     time.sleep(0.3)
     assert (second.ended(), second.backend._known.jobs["k-1"].patience) == (False, math.inf)  # noqa: SLF001
+
+
+def test_closing_lets_those_with_their_files_live(
+    open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Their image may still be on its way."""
+    monkeypatch.setattr(module, "AWHILE", 0.1)
+    monkeypatch.setattr(files, "put", lambda *_, **__: None)
+    source = tmp_path / "in.csv"
+    source.write_text("1")
+    room = open_room(detach=True)
+    room.submit(stage_in_files={"/in.csv": str(source)})
+    name = cluster.pod("k-1")
+    cluster.state(name, RUNNING, of="initContainerStatuses")
+    until(lambda: room.backend._known.tasks["k-1"].supplied)  # noqa: SLF001
+    room.backend.close(end=False)
+    assert "have not got" not in caplog.text
+    assert name in cluster.pods
+
+
+def test_closing_lets_no_pod_wait_for_being_fetched(
+    open_room: Open, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would have an hour, and its job is known to have ended."""
+    done: list[str] = []
+    monkeypatch.setattr(files, "fetch", lambda *_, **__: (_ for _ in ()).throw(LOST))
+    monkeypatch.setattr(files, "done", lambda _, pod, shell: done.append(pod and shell and pod))
+    room = open_room(directory=tmp_path)
+    name = room.runs(stage_out_files={str(tmp_path / "x"): "/out/x"})
+    cluster.state(name, ended(), initContainerStatuses=[{"name": "wfl-out", "state": RUNNING}])
+    until(lambda: room.backend._known.tasks["k-1"].troubled)  # noqa: SLF001
+    room.backend.close(end=True)
+    assert done == [name]
+
+
+def test_elements_that_will_not_run_again(room: Room, cluster: Cluster) -> None:
+    """Their pods are gone, and the Job counts them as failed: they do not wait for the others' ends."""
+    room.submit("k-1", range(2), rerunnable=True)
+    names = [cluster.pod("k-1", number, state=RUNNING) for number in range(2)]
+    until(lambda: room.last("k-1.1").state is JobState.RUNNING)
+    held = threading.Event()
+    cluster.on["list pods"] = lambda *_: held.wait(PATIENCE)
+    cluster.cut("pods")
+    until(lambda: cluster.count("list pods") >= 2)
+    del cluster.pods[names[0]]
+    held.set()
+    until(lambda: room.last("k-1.0").state is JobState.REQUEUED)
+    cluster.job("k-1")["status"]["failedIndexes"] = "0"
+    cluster.tell("MODIFIED", "jobs", cluster.job("k-1"))
+    assert room.end("k-1.0").state is JobState.FAILED
+    assert not room.ended("k-1.1")

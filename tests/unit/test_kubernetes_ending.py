@@ -1,6 +1,7 @@
 """Ending all Jobs of a program: what is asked for, and in which order."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ import pytest
 
 from wfl.contexts import undertaker
 from wfl.contexts.kubernetes import ending
-from wfl.contexts.kubernetes.client import Client, NotThereError
+from wfl.contexts.kubernetes.client import REQUESTS, Client, NotThereError
 from wfl.contexts.kubernetes.ending import (
     KILL,
     PIECE,
@@ -47,6 +48,7 @@ def pod(key: str, *, over: bool = False, grace: int | None = None) -> dict[str, 
     told = {} if grace is None else {"deletionGracePeriodSeconds": grace}
     return {
         "metadata": {"name": f"wfl-{key}-x", "labels": {"wfl/key": key}, **told},
+        "spec": {"nodeName": "node-1"},
         "status": {"phase": "Running", "containerStatuses": [{"name": "main", "state": state}]},
     }
 
@@ -157,8 +159,51 @@ def test_what_has_just_ended_is_no_more_cancelled() -> None:
     server = Server(job("k-1"), array, pods=[pod("k-1", over=True), pod("k-2", over=True)])
     assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
     assert [asked[2] for asked in server.asked if asked[0] == "patch"] == ["wfl-k-2"]
-    server.pods.append(pod("k-2", over=True))
+    other = pod("k-2", over=True)
+    server.pods.append(other)  # another pod of the same element
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
+    other["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "1"
     assert end_program(server.client, "p", keep=True, end=True, shell=None) == 0
+    server.pods.append(pod("k-2"))
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
+
+
+def test_what_the_cluster_has_ended_may_run_again() -> None:
+    """The pod of a rerunnable job that was evicted is over, and another follows."""
+    again, evicted = job("k-1"), pod("k-1", over=True)
+    evicted["status"] |= {
+        "phase": "Failed",
+        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}],
+    }
+    server = Server(again, pods=[evicted])
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 0
+    again["spec"]["podFailurePolicy"] = {}
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
+
+
+def test_what_is_just_over_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods go by their phases, which tell that a little later: what is over keeps its output."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    array = job("k-1")
+    array["spec"]["completions"] = 2
+    server = Server(array, pods=[pod("k-1"), pod("k-1", over=True)])
+    end_program(server.client, "p", keep=True, end=True, shell=None)
+    assert waited == [ending.LATE]
+    server.pods = [pod("k-1")]
+    end_program(server.client, "p", keep=True, end=True, shell=None)
+    assert waited == [ending.LATE]
+
+
+def test_a_node_that_does_not_answer_is_asked_once() -> None:
+    """Closing does not wait for each pod of a machine that is gone; all else was removed before."""
+    pods = [pod(f"k-{number}", grace=30) for number in range(200)]
+    server = Server(job("k-1"), pods=pods)
+    server.refusals = {one["metadata"]["name"]: DrmCommunicationError("no route") for one in pods}
+    end_program(server.client, "p", keep=False, end=True, shell=None)
+    asked = [asked[0] for asked in server.asked]
+    assert asked.index("exec") > max(number for number, what in enumerate(asked) if what == "delete")
+    assert asked.count("exec") <= 2 * REQUESTS
 
 
 @pytest.mark.parametrize("keep", [True, False])

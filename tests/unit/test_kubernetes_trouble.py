@@ -467,3 +467,26 @@ def test_the_last_words_are_taken() -> None:
     told = {name: words for name, (_, words) in latest(EVENTS).items()}
     assert "used: pods=1" in told.pop("quota-unit000000-25")
     assert told == {"no-account-unit000000-17": NO_ACCOUNT, "no-volume-unit000000-15-vm7nf": NO_VOLUME}
+
+
+def test_many_that_events_explain_cost_one_look(room: Room) -> None:
+    """However different their words are."""
+    tasks = [room.task(f"wfl-k-{number}", pod=f"x{number}") for number in range(9)]
+    said = [event("FailedMount", f"volume {number}", lastTimestamp="2026-11-22T06:28:06Z") for number in range(9)]
+    room.events = [{**one, "involvedObject": {"name": f"x{number}"}} for number, one in enumerate(said)]
+    room.sleeps(UNEXPLAINED)
+    asked = len(room.asked)
+    room.sleeps(300)
+    assert [given for given, _ in room.given_up] == [[task] for task in tasks]
+    assert room.asked[asked:] == [("events", "")]
+
+
+def test_a_start_that_comes_while_its_job_is_made(room: Room) -> None:
+    """It is released when it is there."""
+    job = room.job(suspended=WAITING, start=room.time.time() - 1)
+    job.prepared = False
+    room.sleeps()
+    assert room.released == []
+    job.prepared = True
+    room.sleeps()
+    assert room.released == [job]
