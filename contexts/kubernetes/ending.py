@@ -13,6 +13,7 @@ from wfl.contexts.kubernetes import facts
 from wfl.contexts.kubernetes.client import REQUESTS, Client, NotThereError
 from wfl.contexts.kubernetes.jobs import CANCELLED, KEY, MAKING, SUSPENDED, suspension
 from wfl.contexts.kubernetes.settings import Place
+from wfl.contexts.kubernetes.template import OUT
 from wfl.contexts.undertaker import Undertaker, until_none_is_left
 from wfl.errors import InvalidStateError, WflError
 from wfl.threads import in_threads
@@ -88,9 +89,7 @@ def end_program(client: Client, program: str, *, keep: bool, end: bool, shell: s
     if keep:
         doomed = _unended(found, pods)
         count = len(doomed)
-        if any(_is_late(pod) and pod["metadata"]["labels"].get(KEY) in doomed for pod in pods):
-            time.sleep(LATE)  # else they would go with the others, and with them their output
-        cancel(client, doomed, KILL)
+        _end_some(client, doomed, [pod for pod in pods if pod["metadata"]["labels"].get(KEY) in doomed])
     else:
         remove_all(client, selector)
     _kill(client, [pod for pod in pods if not facts.over(pod)], shell)
@@ -121,9 +120,18 @@ def _unended(jobs: Sequence[Object], pods: Sequence[Object]) -> dict[str, str]:
     return found
 
 
-def _is_late(pod: Object) -> bool:
-    """Whether it is over, and not known to be so by its phase."""
-    return facts.over(pod) and pod["status"].get("phase") not in ("Succeeded", "Failed")
+def _end_some(client: Client, names: Mapping[str, str], pods: Sequence[Object]) -> None:
+    """End Jobs, and of their pods only those that are not over: the others have output, and files to be fetched."""
+    waiting = [pod for pod in pods if facts.over(pod) and facts.waits(pod, OUT)]
+    mixed = {pod["metadata"]["labels"][KEY] for pod in waiting}
+    over = [pod for pod in pods if facts.over(pod) and pod["metadata"]["labels"][KEY] not in mixed]
+    if any(pod["status"].get("phase") not in ("Succeeded", "Failed") for pod in over):
+        time.sleep(LATE)  # it is by their phases that they are spared
+    cancel(client, {key: name for key, name in names.items() if key not in mixed}, KILL)
+    living = [pod["metadata"] for pod in pods if not facts.over(pod)]
+    alone = [told["name"] for told in living if told["labels"][KEY] in mixed]
+    in_threads(lambda name: client.delete("pods", name, grace=KILL), alone, REQUESTS, "wfl-kubernetes-cancel")
+    cancel(client, {key: name for key, name in names.items() if key in mixed}, KILL, pods=False)
 
 
 def _kill(client: Client, pods: Sequence[Object], shell: str | None) -> None:

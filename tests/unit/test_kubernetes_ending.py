@@ -91,6 +91,11 @@ class Server:
         """Only noted."""
         self.asked.append(("delete", kind, selector, grace, *([fields] if fields else [])))
 
+    def delete(self, kind: str, name: str, *, grace: int) -> bool:
+        """Only noted."""
+        self.asked.append(("delete one", kind, name, grace))
+        return True
+
 
 def test_everything_is_removed_pods_first() -> None:
     """A Job that is removed first would give its pods all the time that they have; pods that came meanwhile go last."""
@@ -193,6 +198,17 @@ def test_what_is_just_over_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     server.pods = [pod("k-1")]
     end_program(server.client, "p", keep=True, end=True, shell=None)
     assert waited == [ending.LATE]
+
+
+def test_what_waits_for_being_fetched_goes_on_waiting() -> None:
+    """For a program that comes back; the other elements go, one by one."""
+    array, waits = job("k-1"), pod("k-1", over=True)
+    array["spec"]["completions"] = 2
+    waits["status"]["initContainerStatuses"] = [{"name": "wfl-out", "state": {"running": {}}}]
+    server = Server(array, pods=[pod("k-1"), waits])
+    server.pods[0]["metadata"]["name"] = "runs"
+    assert end_program(server.client, "p", keep=True, end=True, shell=None) == 1
+    assert server.asked[2:] == [("delete one", "pods", "runs", KILL), ("patch", "jobs", "wfl-k-1", CANCELLED)]
 
 
 def test_a_node_that_does_not_answer_is_asked_once() -> None:
