@@ -10,6 +10,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from wfl.errors import InvalidArgumentError
+from wfl.placeholders import DIRECTORIES, PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 PASSED = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 """Paths that stand for the program's own descriptors."""
 
-PLACEHOLDERS = ("$DRMAA2_HOME_DIR$", "$DRMAA2_WORKING_DIR$")
-"""Directories with which a path may begin."""
-HERE = ("input_path", "output_path", "error_path", "stage_in_files", "stage_out_files")
+HERE = (*PATHS, "stage_in_files", "stage_out_files")
 """Fields with paths of the caller's side, where that is not the job's."""
 _MAX_STRING = 131072
 """Bytes of one argument or variable: MAX_ARG_STRLEN of Linux (execve(2))."""
@@ -41,20 +40,20 @@ def absolute(field: str, path: str) -> str:
 def from_here(template: JobTemplate, is_local: Callable[[str], bool] = lambda _: True) -> JobTemplate:
     """All paths of the caller as they are from the directory that the program is in; `is_local`: a source is one.
 
-    What cannot be told, or is empty, stays as it is.
+    One path has one form then. What cannot be told, or is empty, stays as it is.
     """
     if not any(map(template.__getattribute__, HERE)):
         return template
 
     def path(given: str) -> str:
-        filled = given not in PASSED and given and not given.startswith(PLACEHOLDERS)
-        return os.path.join(here, given) if filled else given
+        filled = given not in PASSED and given and not given.startswith(DIRECTORIES)
+        return os.path.normpath(os.path.join(here, given)) if filled else given
 
     try:
         here = os.getcwd()
     except FileNotFoundError:
         return template
-    found: dict[str, Any] = {name: path(given) for name in HERE[:3] if (given := getattr(template, name))}
+    found: dict[str, Any] = {name: path(given) for name in PATHS if (given := getattr(template, name))}
     if template.stage_in_files:
         pairs = template.stage_in_files.items()
         found["stage_in_files"] = {target: path(source) if is_local(source) else source for target, source in pairs}
@@ -74,6 +73,12 @@ def targets(files: Mapping[str, str]) -> dict[str, str]:
             raise InvalidArgumentError(f"stage_out_files has {given!r}, where something else is copied to")
         found[target] = source
     return found
+
+
+def streams_here(template: JobTemplate) -> None:
+    """Refuse paths of the caller's side that cannot be used; see `streams`."""
+    here: Any = {name: absolute(name, path) for name in PATHS if (path := getattr(template, name))}
+    streams(template.replace(**here), "/", look=True)
 
 
 def streams(template: JobTemplate, cwd: str, *, look: bool) -> dict[str, Any]:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from wfl.drmaa2 import JobTemplate
 
+HOME, WORKING = DIRECTORIES = ("$DRMAA2_HOME_DIR$", "$DRMAA2_WORKING_DIR$")
+"""Those with which a path may begin: they are absolute."""
 _ID = re.compile(r"\{\{ *\.ID *\}\}")
 _encode = msgspec.json.Encoder().encode
-_PATHS = ("input_path", "output_path", "error_path")
+PATHS = ("input_path", "output_path", "error_path")
+"""Fields of standard input, output and error."""
 
 
 def has_placeholders(template: JobTemplate) -> bool:
@@ -32,7 +35,7 @@ def has_placeholders(template: JobTemplate) -> bool:
 
 def only_index(template: JobTemplate, fields: Collection[str]) -> bool:
     """Whether nothing differs between the elements of an array but the index, and that in these fields alone."""
-    numbered = any("{{" in (getattr(template, name) or "") for name in _PATHS)
+    numbered = any("{{" in (getattr(template, name) or "") for name in PATHS)
     return not numbered and not has_placeholders(template.replace(**dict.fromkeys(fields)))
 
 
@@ -42,11 +45,11 @@ def fill(template: JobTemplate, index: int | str | None, next_number: Callable[[
         return template
     home = os.path.expanduser("~")
     number = "" if index is None else str(index)
-    directory = (template.working_directory or os.getcwd()).replace("$DRMAA2_HOME_DIR$", home)
+    directory = (template.working_directory or os.getcwd()).replace(HOME, home)
     replacements = {
         INDEX: number,
-        "$DRMAA2_HOME_DIR$": home,
-        "$DRMAA2_WORKING_DIR$": directory.replace(INDEX, number),
+        HOME: home,
+        WORKING: directory.replace(INDEX, number),
     }
 
     def replace(text: str) -> str:
@@ -55,7 +58,7 @@ def fill(template: JobTemplate, index: int | str | None, next_number: Callable[[
         return text
 
     template = map_text(template, replace)
-    if any("{{" in (getattr(template, name) or "") for name in _PATHS):
+    if any("{{" in (getattr(template, name) or "") for name in PATHS):
         number = str(next_number())
-        template = map_text(template, lambda text: _ID.sub(number, text), _PATHS)
+        template = map_text(template, lambda text: _ID.sub(number, text), PATHS)
     return template

@@ -73,9 +73,7 @@ def check(template: JobTemplate, image: str | None) -> None:
     pull_policy(template, PULL[0])
     argv = [word for word in (template.remote_command, *(template.args or ())) if word is not None]
     checks.sizes(argv, template.job_environment or {}, template.job_environment)
-    paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
-    here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
-    checks.streams(template.replace(**here), "/", look=True)
+    checks.streams_here(template)
     copies_in(template, "/")
     checks.targets(template.stage_out_files or {})
 

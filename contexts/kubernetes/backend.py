@@ -784,7 +784,6 @@ class KubernetesBackend(Backend):
 
         if grace == KILL:
             self._results.keep(tasks)
-        self._results.take(task for job in alive if job.is_array for task in job.tasks.values())
         first = [task for task in tasks if not task.killed]
         for task in first:
             task.killed = True
@@ -805,6 +804,7 @@ class KubernetesBackend(Backend):
         """End elements of an array, with it if these are all that it has left."""
         (job,) = jobs
         if not set(job.unended()) - set(tasks):
+            self._results.take(job.tasks.values())
             self._cancel([job], grace)
             return
         pods = [task.pod for task in tasks if task.has_pod and task.pod]

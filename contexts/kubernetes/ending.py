@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -15,19 +16,19 @@ from wfl.contexts.kubernetes.jobs import CANCELLED, KEY, MAKING, SUSPENDED, susp
 from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.kubernetes.template import OUT
 from wfl.contexts.undertaker import Undertaker, until_none_is_left
-from wfl.errors import InvalidStateError, WflError
+from wfl.errors import DrmCommunicationError, InvalidStateError, UnsupportedOperationError, WflError
 from wfl.threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+log = logging.getLogger("wfl")
+
 KILL = 1
 """Seconds of grace for what is killed: less takes a pod off the list while its processes go on."""
 REQUEST = 20.0
 """Seconds that the helper waits for one answer."""
-LATE = 2.0
-"""Seconds after which a node has said that a pod is over, once its containers are."""
 UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """The pods that are not over; a node says so a second late."""
 PIECE = 50
@@ -126,7 +127,7 @@ def _end_some(client: Client, names: Mapping[str, str], pods: Sequence[Object]) 
     mixed = {pod["metadata"]["labels"][KEY] for pod in waiting}
     over = [pod for pod in pods if facts.over(pod) and pod["metadata"]["labels"][KEY] not in mixed]
     if any(pod["status"].get("phase") not in ("Succeeded", "Failed") for pod in over):
-        time.sleep(LATE)  # it is by their phases that they are spared
+        time.sleep(facts.LATE)  # it is by their phases that they are spared
     cancel(client, {key: name for key, name in names.items() if key not in mixed}, KILL)
     living = [pod["metadata"] for pod in pods if not facts.over(pod)]
     alone = [told["name"] for told in living if told["labels"][KEY] in mixed]
@@ -140,8 +141,14 @@ def _kill(client: Client, pods: Sequence[Object], shell: str | None) -> None:
 
     def kill(pod: Object) -> None:
         node = pod["spec"].get("nodeName", "")
-        if time.monotonic() < until and node not in silent and kill_inside(client, pod["metadata"]["name"], shell):
+        if time.monotonic() > until or node in silent:
+            return
+        try:
+            _kill_one(client, pod["metadata"]["name"], shell)
+        except DrmCommunicationError:
             silent.add(node)
+        except WflError as error:
+            log.debug("kubernetes: %s ends when its time is up: %s", pod["metadata"]["name"], error)
 
     patient = [pod for pod in pods if pod["metadata"].get("deletionGracePeriodSeconds", 0) > KILL]
     in_threads(kill, patient, REQUESTS, "wfl-kubernetes-kill")
@@ -152,14 +159,19 @@ def kill_inside(client: Client, pod: str, shell: str | None) -> str | None:
 
     Why that was not possible; nothing where there is nothing to kill.
     """
-    command = [shell, "-c", "kill -9 -1"] if shell else ["kill", "-9", "-1"]
     try:
-        status, words = client.exec(pod, facts.MAIN, command, timeout=REQUEST)
-    except (NotThereError, InvalidStateError):
-        return None
+        _kill_one(client, pod, shell)
     except WflError as error:
         return str(error)
-    return words if status in (126, 127) else None
+    return None
+
+
+def _kill_one(client: Client, pod: str, shell: str | None) -> None:
+    command = [shell, "-c", "kill -9 -1"] if shell else ["kill", "-9", "-1"]
+    with suppress(NotThereError, InvalidStateError):
+        status, words = client.exec(pod, facts.MAIN, command, timeout=REQUEST)
+        if status in (126, 127):
+            raise UnsupportedOperationError(words)
 
 
 def remove_all(client: Client, selector: str) -> None:

@@ -29,6 +29,8 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 """Label of an array element's pod: its number, from 0."""
 NOT_FOUND = "wfl: "
 """The wrapper's words begin so where it found no command to run."""
+LATE = 3.0
+"""Seconds after which a pod's phase says, too, that its containers are over."""
 HARMLESS = ("ContainerCreating", "PodInitializing", "")
 """Reasons for waiting that every pod has on its way."""
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 LONG, BRIEFLY = 600.0, 5.0
 """Seconds that output and files of an ended job are asked for, and of a killed one, before it ends without them."""
-LATE = 3.0
-"""Seconds after its end in which a pod is not seen to be over by all."""
 AGAIN = 1.0
 """Seconds before a log that broke off is followed again."""
 FOLLOWERS = 6
@@ -229,10 +227,10 @@ class Results:
         if begun:
             trouble = self._fetch_streams(task, name)
             trouble = files.fetch(self._client, name, task.job.wanted(task), shell=self._shell) or trouble
-        if trouble is not None and facts.went_well(
-            self._client.get("pods", name), files.OUT
-        ):  # meanwhile, by another program
-            return None
+        if trouble is not None:
+            pod = self._client.get("pods", name)
+            if facts.went_well(pod, files.OUT):  # another program has fetched them meanwhile
+                return None
         if not task.job.foreign:
             files.done(self._client, name, shell=self._shell)
         return trouble
@@ -240,8 +238,11 @@ class Results:
     def let_go(self, pod: Object) -> None:
         """Nothing is wanted of this pod: it need not wait."""
         if facts.waits(pod, files.OUT):
-            with suppress(WflError):
-                files.done(self._client, pod["metadata"]["name"], shell=self._shell)
+            self._done(pod["metadata"]["name"])
+
+    def _done(self, pod: str) -> None:
+        with suppress(WflError):
+            files.done(self._client, pod, shell=self._shell)
 
     def _fetch_streams(self, task: Task, pod: str) -> str | None:
         """Take in what has been written to files so far; what went wrong, in words. No file: nothing was written."""
@@ -297,18 +298,13 @@ class Results:
             with suppress(WflError, OSError):
                 self._whole(task)
 
-        new = [task for task in tasks if time.monotonic() - task.ended < LATE and self._is_logged(task)]
+        new = [task for task in tasks if time.monotonic() - task.ended < facts.LATE and self._is_logged(task)]
         in_threads(take, [task for task in new if not task.whole], REQUESTS, "wfl-kubernetes-keep")
 
     def release(self, tasks: Iterable[Task]) -> None:
         """Nobody fetches from the pods of these any more."""
-
-        def release(task: Task) -> None:
-            with suppress(WflError):
-                files.done(self._client, task.pod or "", shell=self._shell)
-
-        waiting = [task for task in tasks if task.job.fetched or task.job.streams]
-        in_threads(release, waiting, REQUESTS, "wfl-kubernetes-close")
+        waiting = [task.pod or "" for task in tasks if task.job.fetched or task.job.streams]
+        in_threads(self._done, waiting, REQUESTS, "wfl-kubernetes-close")
 
     def save(self, tasks: Iterable[Task]) -> None:
         """What these have written until now is kept where it is wanted: in its files."""

@@ -36,6 +36,7 @@ from wfl.contexts.kubernetes.volumes import (
 )
 from wfl.drmaa2 import WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, InvalidArgumentError, UnsupportedAttributeError
+from wfl.placeholders import PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,11 +148,9 @@ def check(template: JobTemplate, defaults: Defaults, indexes: range | None = Non
     made = manifests(template, _ANYBODY, defaults)
     argv = [word for word in (template.remote_command, *(template.args or ())) if word is not None]
     checks.sizes(argv, template.job_environment or {}, template.job_environment)
-    paths = {name: getattr(template, name) for name in ("input_path", "output_path", "error_path")}
-    if indexes:
-        paths = {name: path and path.replace(INDEX, str(indexes[0])) for name, path in paths.items()}
-    here: Any = {name: checks.absolute(name, path) for name, path in paths.items() if path}
-    checks.streams(template.replace(**here), "/", look=True)
+    number = str(indexes[0]) if indexes else INDEX
+    first: Any = {name: path.replace(INDEX, number) for name in PATHS if (path := getattr(template, name))}
+    checks.streams_here(template.replace(**first))
     _check_size(made)
 
 

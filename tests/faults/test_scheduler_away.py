@@ -49,12 +49,12 @@ def end(task):
     words = info.annotation or ""
     return [task.state.value, info.sub_state, info.exit_status, info.terminating_signal, words, task.id]
 def used():
-    # seconds of processor by Python's threads: one of libdrmaa's own may take a whole second when its daemon dies
+    # seconds of processor, but for libdrmaa's own threads: one of them may take a whole second when its daemon dies
     ticks = 0
-    for thread in threading.enumerate():
-        with open(f"/proc/self/task/{thread.native_id}/stat") as file:
+    for native in {*os.listdir("/proc/self/task")} - {str(thread.native_id) for thread in threading.enumerate()}:
+        with open(f"/proc/self/task/{native}/stat") as file:
             ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return time.process_time() - ticks / os.sysconf("SC_CLK_TCK")
 """
 
 

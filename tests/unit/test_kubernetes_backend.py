@@ -2125,6 +2125,8 @@ def test_paths_of_this_side_are_resolved(room: Room, tmp_path: Path, monkeypatch
         stage_in_files={"a": f"{tmp_path}/b", "c": "claim:d"},
         stage_out_files={f"{tmp_path}/e": "f"},
     )
+    one = room.backend.resolve(JobTemplate(output_path="o/p", error_path="./o//p"))
+    assert one.output_path == one.error_path == f"{tmp_path}/o/p"
     twice = JobTemplate(output_path="$DRMAA2_HOME_DIR$/o", stage_out_files={"e": "f", f"{tmp_path}/e": "g"})
     assert room.backend.resolve(twice) == twice
 

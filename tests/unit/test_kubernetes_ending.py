@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from wfl.contexts import undertaker
-from wfl.contexts.kubernetes import ending
+from wfl.contexts.kubernetes import ending, facts
 from wfl.contexts.kubernetes.client import REQUESTS, Client, NotThereError
 from wfl.contexts.kubernetes.ending import (
     KILL,
@@ -130,6 +130,15 @@ def test_why_nothing_could_be_killed() -> None:
     assert kill_inside(server.client, "x", None) == "not found"
 
 
+def test_an_image_without_a_shell_keeps_no_other_from_being_killed() -> None:
+    """It says nothing of its node."""
+    pods = [pod(f"k-{number}", grace=30) for number in range(200)]
+    server = Server(job("k-1"), pods=pods)
+    server.status = 127
+    end_program(server.client, "p", keep=False, end=True, shell="/bin/sh")
+    assert [asked[0] for asked in server.asked].count("exec") == 200
+
+
 def test_where_there_is_nothing_nothing_is_removed() -> None:
     """One question is all."""
     server = Server()
@@ -194,10 +203,10 @@ def test_what_is_just_over_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     array["spec"]["completions"] = 2
     server = Server(array, pods=[pod("k-1"), pod("k-1", over=True)])
     end_program(server.client, "p", keep=True, end=True, shell=None)
-    assert waited == [ending.LATE]
+    assert waited == [facts.LATE]
     server.pods = [pod("k-1")]
     end_program(server.client, "p", keep=True, end=True, shell=None)
-    assert waited == [ending.LATE]
+    assert waited == [facts.LATE]
 
 
 def test_what_waits_for_being_fetched_goes_on_waiting() -> None:
