@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "binary", "clean"]
 CONTEXTS_MAY_IMPORT = {
-    f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "program", "threads", "timing")
+    f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "placeholders", "program", "threads", "timing")
 }
 
 
