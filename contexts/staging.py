@@ -156,11 +156,7 @@ def _kind(mode: int) -> str:
 
 
 def unpack(stream: Iterable[bytes], source: str, target: str) -> None:
-    """Take in an archive of `source`, a file or a directory with its own name on top, into `target` here.
-
-    It is written beside its place and moved there when it is whole. A target that is a directory takes a file in, and
-    is merged with a directory: files replace files, what else is there stays. Missing parents are made. Modes (without
-    set-user-id and its like) and times are kept, owners are not.
+    """Take in an archive of `source`, a file or a directory with its own name on top, into `target` here; see `arriving`.
 
     The archive is not trusted: nothing is written outside of target, and no link is made that leads out of it. That is
     checked here for every Python alike, as tarfile's own filter came with 3.11.4 and was mended several times since.
@@ -168,13 +164,26 @@ def unpack(stream: Iterable[bytes], source: str, target: str) -> None:
     Raises InvalidArgumentError for what cannot be copied, DrmCommunicationError where the stream breaks off,
     OutOfResourceError for a full disk, and what `stream` raises.
     """
+    with arriving(source, target) as arrived:
+        _Archive(arrived).extract(_Reader(stream))
+
+
+@contextmanager
+def arriving(source: str, target: str) -> Iterator[str]:
+    """A path to write a copy of `source`, a file or a directory, which is moved to `target` here when it is whole.
+
+    A target that is a directory takes a file in, and is merged with a directory: files replace files, what else is
+    there stays. Missing parents are made. Modes (without set-user-id and its like) and times are as they were written.
+
+    What fails inside is raised as InvalidArgumentError, or OutOfResourceError for a full disk, with source and target.
+    """
     with _naming(source, target):
         final = os.path.realpath(target)
         os.makedirs(final if target.endswith("/") else os.path.dirname(final), exist_ok=True)
         beside = tempfile.mkdtemp(prefix=".wfl-", dir=final if os.path.isdir(final) else os.path.dirname(final))
         try:
             arrived = os.path.join(beside, "copy")
-            _Archive(arrived).extract(_Reader(stream))
+            yield arrived
             if os.path.isdir(arrived):
                 _merge(arrived, final, final)
             else:
@@ -182,6 +191,18 @@ def unpack(stream: Iterable[bytes], source: str, target: str) -> None:
                 _replace(arrived, os.path.join(final, name) if os.path.isdir(final) else final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_link(name: str, depth: int, text: str) -> None:
+    """Refuse a symbolic link, so deep below what is copied, that leads out of it.
+
+    It may climb as far as it is deep, and only at its beginning: what comes after may be a link, too. Raises what
+    `arriving` tells of.
+    """
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    climbs = next((n for n, part in enumerate(parts) if part != ".."), len(parts))
+    if text.startswith("/") or ".." in parts[climbs:] or climbs >= depth:
+        raise _RefusedError(f"{name} is a symbolic link that leads out of it, to {text}")
 
 
 class _Archive:
@@ -254,11 +275,7 @@ class _Archive:
         return parts[depth:]
 
     def _link(self, path: str, below: list[str], text: str) -> None:
-        """A link may climb as far as it is deep, and only at its beginning: what comes after may be a link, too."""
-        parts = [part for part in text.split("/") if part not in ("", ".")]
-        climbs = next((n for n, part in enumerate(parts) if part != ".."), len(parts))
-        if text.startswith("/") or ".." in parts[climbs:] or climbs >= len(below):
-            raise _RefusedError(f"{'/'.join(below)} is a symbolic link that leads out of it, to {text}")
+        check_link("/".join(below), len(below), text)
         if os.path.lexists(path):
             raise _RefusedError(f"{'/'.join(below)} is in the archive twice")
         self._links[path] = text

@@ -132,7 +132,7 @@ class Backend(ABC):
         """Raise for a template that this system cannot run as it stands. Called before anything is started."""
         values = zip(template.__struct_fields__, structs.astuple(template), strict=True)
         for field, value in values:
-            if value is not None and field not in self.fields and value not in ("", (), {}, False):
+            if value is not None and field not in self.fields and value is not False and value not in ("", (), {}):
                 msg = f"{self.name} does not honour {field}; remove it (honoured: {', '.join(sorted(self.fields))})"
                 raise UnsupportedAttributeError(msg)
         for key in template.extensions or ():

@@ -170,7 +170,7 @@ class Place:
         except OSError:
             return None
         try:
-            return _end(text, datetime.fromtimestamp(changed, UTC))
+            return read_end(text, datetime.fromtimestamp(changed, UTC))
         except ValueError:  # no script wrote that
             return None
 
@@ -294,7 +294,7 @@ def read_part(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
         raise InvalidStateError(f"{path}: {error.strerror}") from error
 
 
-def _end(text: str, time: datetime) -> End | None:
+def read_end(text: str, time: datetime) -> End | None:
     """The lines that the script has written: a name and a value each, then what `times` prints, then WHOLE."""
     *lines, last = text.removesuffix("\n").split("\n")
     if last != WHOLE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from wfl.backend import INDEX
 from wfl.contexts import checks
@@ -21,7 +21,7 @@ from wfl.errors import InvalidArgumentError, UnsupportedAttributeError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from wfl.contexts.batch.place import Entry, Place
+    from wfl.contexts.batch.place import Entry, Kind
     from wfl.drmaa2 import JobTemplate
 
 _ULIMIT = {
@@ -45,9 +45,16 @@ TRAPPED = "HUP INT QUIT TERM USR1 USR2 XCPU XFSZ"
 """They reach all processes of a job, also this shell, which has to live on to tell how the command has ended."""
 
 
+class Paths(Protocol):
+    """Who knows where a job's files are."""
+
+    def path(self, kind: Kind, key: str) -> str:
+        """The file of this kind for a job, by its key."""
+
+
 def script(
     entry: Entry,
-    place: Place,
+    place: Paths,
     *,
     number: str,
     id: str = "",
@@ -57,12 +64,16 @@ def script(
     reserved: Iterable[int] = (),
     passed_on: str | None = None,
     alone: str = "",
+    last: Iterable[str] = (),
+    by: str = "",
 ) -> str:
     """The whole script for one job, or for an array whose elements find their number in the variable `number`.
 
     An element's index is `first + step * number`, with `first` as a number or in the shell's words; `id` is what a
     shell there finds its id by. The script itself never ends with one of the statuses `reserved`. `passed_on`: a signal
     that reaches the script's shell alone; `alone`: patterns of the control groups in which SIGTERM does so, too.
+    `last`: what the shell that becomes the command does last; it sees to it that a job that was told to stop does not
+    begin. `by`: words that run the command.
     """
     template = entry.template
     lines = [
@@ -70,14 +81,15 @@ def script(
         *_surroundings(template),
         *_environment(entry),
         _can_be_run(template),
-        f"exec {'$wfl_env ' if passed_on else ''}{_by_env(template)}{_command(template)} {_streams(template)}",
+        *last,
+        f"exec {by}{'$wfl_env ' if passed_on else ''}{_by_env(template)}{_command(template)} {_streams(template)}",
         ")",
         'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
         *_stage_out(template),
         *_end(reserved),
     ]
     lines = [
-        *_beginning(entry, place, number, first, step),
+        *_beginning(entry, place, number, first, step, stops=not last),
         *(_passing_on(lines, passed_on, alone) if passed_on or alone else lines),
     ]
     head = [f"#!/bin/sh{' -l' if login else ''}", f"# {entry.key}", f'wfl_id="{id}"']
@@ -129,7 +141,7 @@ def quoted(text: str) -> str:
     return "".join(_PIECES.get(part) or shlex.quote(part) for part in _SPLIT.split(text) if part) or "''"
 
 
-def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: int) -> list[str]:
+def _beginning(entry: Entry, place: Paths, number: str, first: int | str, step: int, *, stops: bool) -> list[str]:
     paths = {kind: place.path(kind, entry.key) for kind in ("job", "stop", "run", "end", "out", "err")}
     lines = [f"wfl_{kind}={quoted(path)}" for kind, path in paths.items()]
     if entry.indexes is not None:
@@ -147,7 +159,7 @@ def _beginning(entry: Entry, place: Place, number: str, first: int | str, step: 
         # Whoever gave up on this job has removed what it needs: it must not run any more.
         '[ -e "$wfl_job" ] || exit 125',
         # Grid Engine loses a kill that comes before a job has a process group, and passes on none after that.
-        '[ -e "$wfl_stop" ] && kill -9 $$',
+        *(['[ -e "$wfl_stop" ] && kill -9 $$'] if stops else []),
         'exec 2>"$wfl_run" || exit 125',
         '[ -e "$wfl_end" ] && rm -f -- "$wfl_end"',  # of a run before this one, which was not to be the last
         "wfl_begun= wfl_over= wfl_host= wfl_unsaved=",
@@ -266,18 +278,23 @@ def _end(reserved: Iterable[int]) -> list[str]:
 
 
 def check(template: JobTemplate, limits: Mapping[str, object] = _ULIMIT) -> None:
-    """Raise for what no script can do."""
-    if not template.remote_command:
-        raise InvalidArgumentError("remote_command is empty: say what to run")
+    """Raise for what no script can do on a machine that shares a file system with this one."""
     for field in ("input_path", "output_path", "error_path"):
         if getattr(template, field) in checks.PASSED:
             words = f"{field} is {getattr(template, field)}: a job on another machine has no streams of this program"
             raise UnsupportedAttributeError(words)
+    check_words(template, limits)
+    checks.streams(template, template.working_directory or os.getcwd(), look=False)
+
+
+def check_words(template: JobTemplate, limits: Mapping[str, object] = _ULIMIT) -> None:
+    """Raise for a command, an environment or limits that no script can bring about."""
+    if not template.remote_command:
+        raise InvalidArgumentError("remote_command is empty: say what to run")
     arguments = [template.remote_command, *(template.args or ())]
     if any("\0" in text for text in (*arguments, *(template.job_environment or {}).values())):
         raise InvalidArgumentError("a NUL character can be in no argument and no variable")
     checks.sizes(arguments, template.job_environment or {}, template.job_environment)
-    checks.streams(template, template.working_directory or os.getcwd(), look=False)
     for name in template.resource_limits or {}:
         if name not in limits and name != WALLCLOCK_TIME:
             raise UnsupportedAttributeError(f"resource_limits: {name} cannot be set by a shell")

@@ -213,6 +213,7 @@ def shared(site: Site) -> Iterator[Path]:
     """An empty directory that jobs see under the same path; for cases that need Trait.SHARED."""
     assert site.shared is not None, "mark the case with needs(Trait.SHARED)"
     directory = Path(tempfile.mkdtemp(prefix="wfl-conformance-", dir=site.shared))
+    directory.chmod(0o777)  # jobs may be another user's
     directory.chmod(0o777)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)

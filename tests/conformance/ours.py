@@ -10,7 +10,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -377,6 +377,54 @@ KUBERNETES_FILES = _pods(
 )
 
 
+def _over_ssh(host: str, **given: Any) -> Context:
+    """A context at one of the hosts that `make services` starts, which is asked whether it is there."""
+    from wfl.contexts.ssh import SshContext
+
+    place = variables("sshd")["WFL_SSHD"]
+    if not Path(place, "config").exists():
+        raise SessionManagementError(f"there is no {place}/config: {SERVICES / 'start-sshd.sh'} makes it")
+    return SshContext(host, **{"config": f"{place}/config", "directory": ".wfl/conformance", **given})
+
+
+def _count_directories(home: str) -> dict[str, int]:
+    place = Path(home, ".wfl/conformance")
+    return {"jobs": len([*place.glob("*/*/*/job")]), "programs": len([*place.glob("*/*/")])}
+
+
+def _clean_hosts(host: str, session: str) -> int:
+    from wfl.contexts.ssh import SshContext, clean
+
+    context = _over_ssh(host)
+    assert isinstance(context, SshContext)
+    return clean(session, context)
+
+
+def _hosts(name: str, host: str, home: Callable[[], str]) -> Site:
+    """A site over SSH, at this machine; `home` is that of the user there."""
+    return Site(
+        name=name,
+        context=functools.partial(_over_ssh, host),
+        program=f"wfl.testing.conformance.ours:{name.upper().replace('-', '_')}",
+        shared=MOUNTED,
+        commands=POSIX | {"setsid"},
+        latency=2.0,
+        local=True,
+        remembers=True,
+        count=lambda: _count_directories(home()),
+        clean=functools.partial(_clean_hosts, host),
+        inapplicable={
+            **_BY_SCRIPT,
+            "test_candidate_machines": "a host has the name that is given",
+            "test_full_disk": "output is kept on the host, and copied to its path here",
+        },
+    )
+
+
+SSH = _hosts("ssh", "wfl-root", lambda: os.path.expanduser("~"))
+SSH_USER = _hosts("ssh-user", "wfl-user", lambda: f"{variables('sshd')['WFL_SSHD']}/home")
+
+
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}
 
 
@@ -401,6 +449,7 @@ def sites(names: str | None = None) -> list[Site]:
     Whether a system is there shows when it is opened; one that is not is skipped with the reason.
     """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
+    services += [SSH, SSH_USER] if services else []
     services += [KUBERNETES, KUBERNETES_FILES] if services or NAMESPACE else []
     all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
     chosen = list(all_of_them) if names is None else names.split(",")

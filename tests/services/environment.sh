@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/services/environment.sh slurm|slurm-plain|sge|kubernetes: the variables that a client of what start-NAME.sh
+# tests/services/environment.sh slurm|slurm-plain|sge|kubernetes|sshd: the variables that a client of what start-NAME.sh
 # starts needs, one NAME=VALUE a line, whether it runs or not. Said here alone. For a second one on this machine:
 # another TMPDIR, and WFL_PORTS=N, a multiple of 100, by which all of its ports are higher. WFL_SERVICES=DIRECTORY says
 # where services are, for tests that have another TMPDIR than these.
@@ -18,5 +18,12 @@ case "${1:-}" in
         echo "DRMAA_LIBRARY_PATH=$base/libdrmaa.so.1.0"
         echo "PATH=/usr/lib/gridengine:$PATH" # /usr/bin has wrappers, which take six times as long
         ;;
-    *) echo "usage: $0 slurm|slurm-plain|sge|kubernetes" >&2; exit 2 ;;
+    sshd)
+        user=wfl # the ordinary user; a second sshd on this machine has its own
+        [ "${WFL_PORTS:-0}" = 0 ] || user+=-$WFL_PORTS
+        echo "WFL_SSHD=$base"
+        echo "WFL_SSHD_PORT=$((16822 + ${WFL_PORTS:-0}))"
+        echo "WFL_SSHD_USER=$user"
+        ;;
+    *) echo "usage: $0 slurm|slurm-plain|sge|kubernetes|sshd" >&2; exit 2 ;;
 esac

@@ -1,0 +1,239 @@
+"""What is said to the attendant on a host (attendant.sh), and what it says: texts alone, nothing of connections.
+
+A request is a piece of shell for it to run; free text in it is quoted, so that any byte arrives as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import shlex
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from wfl.backend import Known, Submission
+from wfl.contexts.batch.ends import how_it_ended
+from wfl.contexts.batch.place import WHOLE, Entry, read_end
+from wfl.contexts.batch.script import quoted, script
+from wfl.drmaa2 import JobTemplate
+from wfl.errors import DrmCommunicationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from wfl.drmaa2 import JobInfo
+
+TOGETHER = 64
+"""Jobs in one request, which become one pipeline of processes."""
+HERE = "here"
+NOBODY = "nobody"
+"""The owner of jobs that outlive their program."""
+
+
+@cache
+def text() -> str:
+    """The attendant itself."""
+    return files("wfl.contexts.ssh").joinpath("attendant.sh").read_text(encoding="ascii")
+
+
+def path_of(key: str) -> str:
+    """A job's directory below its session's."""
+    program, _, number = key.rpartition("-")
+    return f"{program}/{number}"
+
+
+def key_of(path: str) -> str:
+    """And back."""
+    return path.replace("/", "-", 1)
+
+
+class Room(msgspec.Struct, frozen=True, gc=False):
+    """The session's directory on one host."""
+
+    root: str
+
+    def path(self, kind: str, key: str) -> str:
+        """The file of this kind for a job."""
+        return f"{self.root}/{path_of(key)}/{kind}"
+
+
+class Hello(msgspec.Struct, frozen=True, gc=False):
+    """What an attendant says first: of its host, and what the time is there.
+
+    `up`: seconds since the host began, which no clock that is set can change; None where the host does not count them.
+    `skew`: seconds that its clock is ahead of ours. `groups`: whether a job can have a process group of its own.
+    """
+
+    host: str
+    boot: str
+    up: float | None
+    heard: datetime
+    skew: float
+    system: str
+    machine: str
+    groups: bool
+    home: str
+    root: str
+
+    @classmethod
+    def read(cls, line: str, heard: datetime) -> Hello:
+        """Raises DrmCommunicationError with the words of a shell that cannot do it."""
+        kind, *said = line.split("\t")
+        if kind != "hello" or len(said) != 8:  # noqa: PLR2004 - see w_begin
+            raise DrmCommunicationError(line.removeprefix("fail ") or "no answer")
+        host, boot, up, now, kind, groups, home, root = said
+        system, _, machine = kind.partition(" ")
+        skew = float(now) + 0.5 - heard.timestamp()  # it counts whole seconds
+        return cls(host, boot, float(up) if up else None, heard, skew, system, machine, bool(groups), home, root)
+
+    def when(self, up: float | None) -> datetime | None:
+        """Our time when that many seconds had passed on the host."""
+        if up is None or self.up is None:
+            return None
+        return self.heard + timedelta(seconds=up - self.up)
+
+    def ours(self, seconds: float) -> datetime:
+        """Our time for one of the host's clock."""
+        return datetime.fromtimestamp(seconds - self.skew, UTC)
+
+
+# -- requests --
+
+
+def enter(shell_directory: str, session: str, *, make: bool = True) -> str:
+    """The attendant, in the session's directory; relative paths begin at the user's home."""
+    place = f"w_enter {quoted(shell_directory)} {quoted(session)} {'make' if make else 'look'}"
+    return f"{text()}\n{place}\n"
+
+
+def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: str) -> str:
+    """Make the jobs' directories, and start them, all of these or none; `owner` is who ends them."""
+    room = Room(hello.root)
+    lines = [f"mkdir -p {' '.join(path_of(one.key) for one in submissions)}"]
+    for one in submissions:
+        path = path_of(one.key)
+        lines += [
+            f"printf '%s\\n' {owner} >{path}/by",
+            f"printf %s {shlex.quote(_job(one))} >{path}/job",
+            f"printf %s {shlex.quote(job_script(one, room, hello))} >{path}/script",
+        ]
+    chain = " | ".join(f"w_one {path_of(one.key)}" for one in submissions)
+    dropped = " ".join(path_of(one.key) for one in submissions)
+    made = " &&\n".join(lines)
+    return (
+        f"if {made}; then\n( ( w_batch; {chain} | w_leave ) 9>&-; : ) 2>/dev/null\n"
+        f"w_say '+ {request}'\nelse\nw_no {request}; rm -rf -- {dropped}\nfi\n"
+    )
+
+
+def call(name: str, *words: object) -> str:
+    """One call of one of its functions."""
+    return f"{name} {' '.join(quoted(str(word)) for word in words)}\n"
+
+
+def job_script(submission: Submission, room: Room, hello: Hello) -> str:
+    """What is run on the host for one job; files of the caller's side are there already, or fetched afterwards."""
+    given = submission.template
+    joined = given.join_files or (given.output_path and given.output_path == given.error_path)
+    paths: dict[str, Any] = {
+        "input_path": room.path("in", submission.key) if given.input_path else None,
+        "output_path": os.devnull if given.output_path == os.devnull else None,
+        "error_path": os.devnull if given.error_path == os.devnull and not joined else None,
+    }
+    template = given.replace(
+        working_directory=posixpath.join(hello.home, given.working_directory or ""),
+        stage_in_files=None,
+        stage_out_files=None,
+        join_files=bool(joined),
+        **paths,
+    )
+    entry = Entry(submission.key, template, submission.job_id, index=submission.index)
+    noted = call("w_note", room.path("pid", submission.key)).strip()
+    by, last = "$w_group ", [noted]
+    if given.priority:  # what may not be nicer is only told of that by `nice`, and begun all the same
+        nicer = -given.priority
+        words = f"priority {given.priority} means a niceness that this user may not set there"
+        last = [f'[ "$(nice -n {nicer} nice)" = "$(($(nice) + {nicer}))" ] || wfl_refuse {shlex.quote(words)}', noted]
+        by += f"nice -n {nicer} "
+    return script(entry, room, number="", last=last, by=by)
+
+
+def _job(submission: Submission) -> str:
+    """What a program that comes back has to know."""
+    return json.dumps(
+        {
+            "key": submission.key,
+            "job_id": submission.job_id,
+            "index": submission.index,
+            "template": json.loads(submission.template.to_json()),
+        }
+    )
+
+
+# -- what is told --
+
+Where = Literal["ended", "running", "suspended", "lost", "rebooted", "elsewhere", "gone", "unknown"]
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """What is said of one job; `record` is what it has written of its end."""
+
+    key: str
+    where: Where
+    record: str | None = None
+    ours: bool = True  # of this boot, so that its times can be told
+    host: str | None = None
+
+
+def seen(line: str) -> Seen:
+    """What a line tells of a job: one that comes by itself ("e"), or one of an answer to `w_look`."""
+    kind, *said = line.split("\t")
+    if kind == "e":
+        return Seen(key_of(said[0]), "ended", "\n".join(said[1:]))
+    if kind == "f":
+        return Seen(key_of(said[1]), "ended", "\n".join(said[3:]), ours=said[2] == HERE)
+    if kind == "g":
+        return Seen(key_of(said[1]), "gone")
+    _, path, home, how, ran = said
+    return Seen(key_of(path), _where(home, how), host=ran or None)
+
+
+def _where(home: str, how: str) -> Where:
+    if home == "before":
+        return "rebooted"
+    if home == "there":
+        return "elsewhere"
+    if home == "nowhere":
+        return "unknown"
+    if how == "alonenone":
+        return "lost"
+    return "suspended" if how.removeprefix("alone") in ("T", "t") else "running"
+
+
+def ended_as(one: Seen, hello: Hello, name: str, written: datetime | None = None) -> JobInfo:
+    """The end that a job has written down on the host called `name`; `written`: when, if its times do not say."""
+    record = (one.record or "").rstrip("\n")
+    if not record.endswith(f"\n{WHOLE}"):  # cut: what counts comes first
+        record = f"{record}\n{WHOLE}"
+    over = next((line[5:] for line in record.split("\n") if line.startswith("over ") and line[5:]), None)
+    told = hello.when(float(over)) if over and one.ours else None
+    end = read_end(record, told or written or datetime.now(UTC))
+    info = how_it_ended(one.key, end, None, cause=None, began=True, words=str)
+    return info.replace(allocated_machines=(name,), slots=1) if end is not None and end.refused is None else info
+
+
+def remembered(text: bytes) -> Known:
+    """What a job's file tells a program that comes back."""
+    said = json.loads(text.decode("utf-8", "surrogateescape"))
+    template = JobTemplate.from_json(json.dumps(said["template"]))
+    return Known(said["key"], said["key"], template, job_id=said["job_id"], index=said["index"])
+
+
+def programs(keys: Iterable[str]) -> list[str]:
+    """The programs that these jobs belong to."""
+    return sorted({key.rpartition("-")[0] for key in keys})

@@ -1,0 +1,347 @@
+# The attendant of one program on one host. It is the script of a shell that reads it from its standard input (`sh -s`),
+# and so are the requests after it: calls of the functions below. Needs a POSIX shell, mkfifo, and cat, ln, mkdir, rm.
+#
+# It works in the session's directory. Below that each program has a directory, and in it each of its jobs has one, named
+# by its number: job (what was asked for), script, run (whether the shell said something of the command's end), at (host,
+# boot and process of the shell that waits for the command), pid (the command's own process, and by setsid its group),
+# out, err, end.
+#
+# What it tells goes through a named pipe, which all that tell something open: lines of up to PIPE_BUF bytes stay whole
+# there. One `cat` carries them into the connection. Who waits for a job's end writes it down first and then looks for
+# pipes, and who makes a new pipe looks for ends afterwards: so no end is missed.
+umask 077
+w_tab=$(printf '\t')
+w_say() { printf '%s\n' "$*" >&9; }
+w_no() { w_say "- $*"; }
+w_fail() { printf 'fail %s\n' "$*"; exit 1; }
+
+w_here() { # who and when this is: host, boot, and the seconds since then
+    w_host= w_boot= w_up=
+    { read -r w_host </proc/sys/kernel/hostname; } 2>/dev/null || w_host=$(uname -n)
+    { read -r w_boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+    w_now
+    w_group=
+    command -v setsid >/dev/null && w_group=setsid
+}
+w_now() { { read -r w_up w_rest </proc/uptime; } 2>/dev/null; }
+w_self() { # the number of this very process, also of a subshell's
+    w_ticks=
+    if { read -r w_stat </proc/self/stat; } 2>/dev/null; then
+        w_fields "$w_stat"
+        w_pid=${w_stat%% *}
+    else
+        w_pid=$(exec sh -c 'echo "$PPID"') w_stat=$w_pid
+    fi
+}
+w_note() { # FILE: write down which process becomes the job's command, which ends at once if that was ordered before
+    w_self
+    printf '%s\n' "$w_stat" >"$1"
+    { read -r w_sig <"${1%pid}stop" && kill -s "$w_sig" "$w_pid"; } 2>/dev/null
+}
+
+w_enter() { # DIRECTORY SESSION: go to the session's directory, which is made with 'make' as the third
+    cd || w_fail 'the home directory cannot be entered'
+    [ "$3" != make ] || mkdir -p -- "$1/$2" || w_fail "no directory $1/$2 can be made"
+    cd -- "$1/$2" 2>/dev/null || w_fail 'nothing'
+    w_here
+}
+
+w_begin() { # open the way back, and tell who this is
+    for w_old in tell."$w_host".*; do
+        [ -p "$w_old" ] && ! kill -0 "${w_old##*.}" 2>/dev/null && rm -f -- "$w_old" */"$w_old"
+    done
+    w_tell=tell.$w_host.$$
+    rm -f -- "$w_tell"
+    mkfifo -m 600 "$w_tell" || w_fail 'no named pipe can be made'
+    exec 9<>"$w_tell"
+    cat <"$w_tell" 9>&- &
+    trap w_end EXIT
+    w_say "hello$w_tab$w_host$w_tab$w_boot$w_tab$w_up$w_tab$(date +%s)$w_tab$(uname -s -m)$w_tab$w_group$w_tab$HOME$w_tab$PWD"
+}
+w_end() { # nobody listens any more
+    rm -f -- "$w_tell" */"$w_tell"
+    w_gone=$PWD
+    cd .. && rmdir -- "$w_gone" 2>/dev/null
+}
+w_follow() { # REQUEST PROGRAM...: tell of the jobs of these, too
+    w_request=$1
+    shift
+    for w_n; do
+        [ ! -d "$w_n" ] || ln -sf "../$w_tell" "$w_n/$w_tell"
+    done
+    w_say "+ $w_request"
+}
+w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when nothing is heard of it for so long
+    if mkdir -p -- "$2" && ln -sf "../$w_tell" "$2/$w_tell"; then
+        [ "$4" = 0 ] || w_guard "$3" "$4"
+        w_say "+ $1"
+    else
+        w_no "$1"
+    fi
+}
+
+w_guard() { # OWNER LEASE: one for each host and owner, which outlives the connection
+    { read -r w_guardian w_ticks <"guard.$w_host.$1"; } 2>/dev/null && w_lives "$w_guardian" "$w_ticks" && return
+    w_beat "$1" begun
+    { ( w_watch "$1" "$2" & ) </dev/null >/dev/null 2>&1 9>&-; } 2>/dev/null
+}
+w_watch() {
+    trap '' HUP INT QUIT
+    trap - EXIT
+    w_self
+    printf '%s %s\n' "$w_pid" "$w_ticks" >"guard.$w_host.$1"
+    w_step=$(($2 / 10 + 1)) w_last= w_quiet=0
+    [ "$w_step" -le 10 ] || w_step=10
+    while sleep "$w_step" && { read -r w_heard <"beat.$w_host.$1"; } 2>/dev/null; do
+        case $w_heard in
+        "$w_last") w_quiet=$((w_quiet + w_step)) ;;
+        *) w_quiet=0 w_last=$w_heard ;;
+        esac
+        if [ "$w_quiet" -ge "$2" ]; then
+            w_end_all "$1"
+            w_bye "$1"
+        fi
+    done
+    rm -f -- "guard.$w_host.$1"
+    cd .. && rmdir -- "$OLDPWD" 2>/dev/null
+}
+w_beat() { printf '%s\n' "$2" >"beat.$w_host.$1"; } # OWNER WORD: it lives
+w_beats() { # REQUEST OWNER WORD
+    w_beat "$2" "$3"
+    w_say "+ $1"
+}
+w_bye() { rm -f -- "beat.$w_host.$1" "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
+
+w_one() { # JOB: in a process of its own, to the job's end and longer than this connection
+    exec </dev/null >/dev/null
+    w_job=$1 w_place=$PWD
+    trap 'cd -- "$w_place" && w_over "$w_job"' EXIT
+    w_self
+    printf '%s|%s|%s|%s\n' "$w_host" "$w_boot" "$w_pid" "$w_ticks" >"$w_job/at"
+    WFL_JOB_DIRECTORY=$PWD/$w_job/
+    export WFL_JOB_DIRECTORY
+    . "./$w_job/script"
+}
+w_batch() { w_self && w_parent=$w_pid; } # before many of these in one pipeline: after & they would ignore SIGINT for good
+w_leave() { kill -9 "$w_parent"; }
+w_over() { # JOB: tell of its end, which is written down
+    w_text "$1"
+    for w_to in "${1%/*}/tell.$w_host".*; do
+        [ ! -p "$w_to" ] || printf 'e\t%s\t%.3900s\n' "$1" "$w_text" 1<>"$w_to"
+    done 2>/dev/null
+}
+w_text() { # $1/end in one line
+    w_text=
+    { while read -r w_line; do w_text="$w_text$w_line$w_tab"; done <"$1/end"; } 2>/dev/null
+}
+
+w_ticks_of() { # PID: when it began, in the system's own count, with which its number is its name for ever
+    w_ticks= w_state=
+    { read -r w_stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+    w_fields "$w_stat"
+}
+w_fields() {
+    set -- ${1##*) }
+    w_state=$1 w_ticks=${20}
+}
+w_lives() { # PID TICKS
+    if [ -n "$2" ]; then
+        w_ticks_of "$1" && [ "$w_ticks" = "$2" ] && [ "$w_state" != Z ]
+    else
+        kill -0 "$1" 2>/dev/null
+    fi
+}
+w_command() { # NUMBER: its command's process, if that is there still
+    w_stat= w_process=
+    { read -r w_stat <"$1/pid"; } 2>/dev/null || return 1
+    w_process=${w_stat%% *}
+    case $w_stat in *')'*) w_fields "$w_stat" ;; *) w_ticks= ;; esac
+    w_lives "$w_process" "$w_ticks"
+}
+
+w_look() { # REQUEST JOB...: where these are
+    w_request=$1
+    shift
+    for w_n; do
+        if [ ! -d "$w_n" ]; then
+            w_say "g$w_tab$w_request$w_tab$w_n"
+            continue
+        fi
+        w_at "$w_n"
+        w_how=none
+        if ! w_whole "$w_n" && [ "$w_home" = here ]; then
+            if w_command "$w_n"; then w_how=$w_state; elif w_lives "$w_waits" "$w_since"; then w_how=waits; fi
+            w_lives "$w_waits" "$w_since" || w_how=alone$w_how
+        fi
+        if w_whole "$w_n"; then # looked at once more, as it may just have ended
+            printf 'f\t%s\t%s\t%s\t%.3900s\n' "$w_request" "$w_n" "$w_home" "$w_text" >&9
+        else
+            w_say "r$w_tab$w_request$w_tab$w_n$w_tab$w_home$w_tab$w_how$w_tab$w_ran"
+        fi
+    done
+    w_say "+ $w_request"
+}
+w_whole() { # JOB: whether its end is written down, into w_text
+    w_text "$1"
+    [ "${w_text%".$w_tab"}" != "$w_text" ]
+}
+w_at() { # NUMBER: where it runs: 'here', 'before' (an earlier boot), 'there' (another host), 'nowhere' (yet)
+    w_ran= w_of= w_waits= w_since=
+    { IFS='|' read -r w_ran w_of w_waits w_since <"$1/at"; } 2>/dev/null
+    case $w_ran in
+    "") w_home=nowhere ;;
+    "$w_host") [ "$w_of" = "$w_boot" ] && w_home=here || w_home=before ;;
+    *) w_home=there ;;
+    esac
+}
+
+w_signal() { # REQUEST SIGNAL JOB...: to all processes of these
+    w_request=$1 w_sig=$2
+    shift 2
+    for w_n; do
+        w_at "$w_n"
+        if [ ! -d "$w_n" ] || [ -s "$w_n/end" ]; then
+            w_say "x$w_tab$w_request$w_tab$w_n${w_tab}over"
+            continue
+        fi
+        case $w_home in before | there) continue ;; esac
+        case $w_sig in KILL | TERM) printf '%s\n' "$w_sig" >"$w_n/stop" ;; esac
+        if w_command "$w_n"; then
+            w_send "$w_sig" "$w_process"
+        else
+            w_say "x$w_tab$w_request$w_tab$w_n${w_tab}again"
+        fi
+    done 2>/dev/null
+    w_others "$w_sig" "$@"
+    [ "$w_sig" != TERM ] || w_others CONT "$@"
+    w_say "+ $w_request"
+}
+w_send() { # SIGNAL PROCESS: to its group, or without groups to all below it
+    [ "$1" != TERM ] || set -- "$@" CONT
+    for w_sent in "$1" $3; do
+        if [ -n "$w_group" ] && kill -s "$w_sent" -- "-$2"; then
+            continue
+        elif [ -z "$w_group" ]; then
+            w_below "$2"
+            kill -s "$w_sent" $w_all
+        else
+            kill -s "$w_sent" "$2"
+        fi
+    done
+}
+w_below() { # PROCESS: it and all below it, into w_all
+    w_all=$1
+    w_list=$(ps -A -o pid= -o ppid=)
+    w_more=yes
+    while [ -n "$w_more" ]; do
+        w_more=
+        set -- $w_list
+        while [ $# -gt 1 ]; do
+            case " $w_all " in
+            *" $1 "*) ;;
+            *" $2 "*) w_all="$w_all $1" w_more=yes ;;
+            esac
+            shift 2
+        done
+    done
+}
+w_others() { # SIGNAL NUMBER...: to those that left their group, by the directory in their environment
+    w_sig=$1
+    shift
+    [ -r /proc/self/environ ] && [ $# -gt 0 ] || return 0
+    w_here_is=$PWD
+    w_patterns=
+    for w_n; do
+        w_patterns="$w_patterns
+WFL_JOB_DIRECTORY=$w_here_is/$w_n/"
+    done
+    w_patterns=${w_patterns#?}
+    for w_file in $(w_having "$w_patterns"); do
+        w_file=${w_file#/proc/}
+        kill -s "$w_sig" "${w_file%/environ}" 2>/dev/null
+    done
+}
+w_having() { # LINES: the environments with one of these; some greps see nothing behind a NUL
+    if [ "$(printf 'a\0b' | grep -c -F b 2>/dev/null)" = 1 ]; then
+        grep -l -F -e "$1" /proc/[0-9]*/environ 2>/dev/null
+    else
+        for w_file in /proc/[0-9]*/environ; do
+            [ -r "$w_file" ] && tr '\0' '\n' <"$w_file" | grep -q -F -e "$1" && printf '%s\n' "$w_file"
+        done 2>/dev/null
+    fi
+}
+
+w_jobs() { # OWNER: all of its jobs that are here or not begun, or with '*' those of all owners; into w_found, w_left
+    w_found= w_left=
+    for w_n in */[0-9]*; do
+        w_by=
+        { read -r w_by <"$w_n/by"; } 2>/dev/null
+        [ "$w_by" = "$1" ] || [ "$1" = '*' ] && [ -d "$w_n" ] || continue
+        w_at "$w_n"
+        case $w_home in before | there) continue ;; esac
+        w_found="$w_found $w_n"
+        [ -s "$w_n/end" ] || w_left="$w_left $w_n"
+    done
+}
+w_end_all() { # OWNER: end all of it that runs here
+    w_tries=0
+    while w_jobs "$1" && [ -n "$w_left" ] && [ "$w_tries" -lt 50 ]; do
+        for w_n in $w_left; do
+            printf 'KILL\n' >"$w_n/stop"
+            w_command "$w_n" && w_send KILL "$w_process"
+        done 2>/dev/null
+        w_others KILL $w_left
+        w_tries=$((w_tries + 1))
+        sleep 0.1 2>/dev/null || sleep 1
+        [ "$w_tries" -lt 10 ] || w_drop_dead
+    done
+}
+w_drop_dead() { # what nobody waits for any more will never write down its end
+    for w_n in $w_left; do
+        w_at "$w_n"
+        w_command "$w_n" || w_lives "$w_waits" "$w_since" || printf 'lost\n' >"$w_n/end"
+    done
+}
+w_remove() { # JOB...: their directories, though the shell of one may be at its last words
+    [ $# -gt 0 ] || return 0
+    for w_try in 1 2 3 4 5; do
+        rm -rf -- "$@" 2>/dev/null && return
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+    rm -rf -- "$@"
+}
+w_sweep() { # programs that have no jobs
+    for w_program in */; do
+        set -- "$w_program"[0-9]*
+        [ -d "$1" ] || rm -f -- "$w_program"tell.*
+        rmdir -- "$w_program" 2>/dev/null
+    done
+    return 0
+}
+w_close() { # REQUEST OWNER KEEP: end all of it, and leave nothing but what is to be kept
+    w_end_all "$2"
+    [ "$3" = keep ] || w_remove $w_found
+    w_bye "$2"
+    w_sweep
+    w_say "+ $1"
+}
+w_leave_all() { # REQUEST OWNER: all of it goes on
+    w_bye "$2"
+    w_sweep
+    w_say "+ $1"
+}
+w_clean() { # REQUEST: end all of all owners, and remove it
+    w_jobs '*'
+    set -- "$1" $w_left
+    w_say "x$w_tab$1$w_tab$(($# - 1))"
+    w_end_all '*'
+    w_remove $w_found
+    rm -f -- beat.* guard.*
+    w_sweep
+    w_say "+ $1"
+}
+w_reap() { # REQUEST JOB...: remove all that is kept of these
+    w_request=$1
+    shift
+    w_remove "$@" && w_say "+ $w_request" || w_no "$w_request"
+}

@@ -1,0 +1,776 @@
+"""Hosts over SSH as an execution system: each host has an attendant, which starts jobs and tells of their ends.
+
+A job is known by its directory on a host, and lives on when the connection is lost: after each new connection all of
+them are looked at. Files of the template are on the caller's side; what they need is copied before and after.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+
+from wfl.backend import Action, Answer, Backend, Known, Limits, Submission, ended
+from wfl.contexts import checks, host
+from wfl.contexts.batch.script import check_words
+from wfl.contexts.guard import Guard
+from wfl.contexts.ssh import attendant, transfer
+from wfl.contexts.ssh.ending import watch
+from wfl.contexts.ssh.line import Line, Speaks
+from wfl.drmaa2 import Capability, JobInfo, JobState, fact
+from wfl.errors import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    InvalidArgumentError,
+    InvalidStateError,
+    UnsupportedOperationError,
+    WflError,
+)
+from wfl.threads import Pool, in_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from wfl.backend import Outcome, Report, Stream
+    from wfl.contexts.ssh.login import Login
+    from wfl.contexts.undertaker import Undertaker
+    from wfl.drmaa2 import JobTemplate
+
+log = logging.getLogger("wfl")
+
+FIELDS = frozenset(
+    {
+        "remote_command", "args", "submit_as_hold", "job_environment", "working_directory", "job_name", "input_path",
+        "output_path", "error_path", "join_files", "min_slots", "candidate_machines", "start_time", "deadline_time",
+        "stage_in_files", "stage_out_files", "resource_limits", "priority", "machine_os", "machine_arch",
+    }
+)  # fmt: skip
+"""Template fields that mean something to a host."""
+LOWEST, HIGHEST = -19, 20
+"""Priorities: niceness the other way round."""
+REQUESTS = 8
+"""Requests to hosts at once, and threads that copy files."""
+RECONCILE = 60.0
+"""Seconds between two looks at all jobs of a host: what waited for one may have been killed, and tells nothing."""
+BEATS = 15.0
+"""Seconds at most between two signs of life."""
+NEVER = 10.0
+"""Seconds after which a job that was ordered and has not begun is taken to never begin."""
+AGAIN = 0.05
+TRIES = 60
+"""Seconds between two attempts to reach a job's process, which may just be made, and how many there are."""
+COPIES = 5
+"""Attempts to bring back the files of a job that has ended before it ends without them."""
+_SIGNALS = {Action.SUSPEND: "STOP", Action.RESUME: "CONT", Action.TERMINATE: "TERM", Action.KILL: "KILL"}
+_AFTER = {Action.SUSPEND: JobState.SUSPENDED, Action.RESUME: JobState.RUNNING}
+
+
+class _Job:
+    """What is known here of one job."""
+
+    __slots__ = ("ended", "finishing", "key", "line", "missed", "own", "started", "template")
+
+    def __init__(self, key: str, template: JobTemplate, line: Line | None, *, own: bool) -> None:
+        self.key, self.template, self.line, self.own = key, template, line, own
+        self.started = not own  # the host has taken it
+        self.ended = self.finishing = False
+        self.missed = 0.0  # since when it should have begun
+
+    @property
+    def slots(self) -> int:
+        return self.template.min_slots or 1
+
+
+class SshBackend(Backend):
+    """One session's jobs on a pool of hosts."""
+
+    name = "ssh"
+    capabilities = frozenset(
+        {
+            Capability.SUSPEND, Capability.TERMINATE, Capability.OUTPUT, Capability.STREAM, Capability.JT_STAGING,
+            Capability.REATTACH, Capability.DETACH, Capability.RUSAGE, Capability.RT_MACHINEOS,
+            Capability.RT_MACHINEARCH,
+        }
+    )  # fmt: skip
+    fields = FIELDS
+    limits = Limits(requests=REQUESTS, submissions=attendant.TOGETHER)
+
+    def __init__(
+        self, logins: Sequence[Login], slots: Mapping[str, int | None], speaks: Speaks, *, lease: float, detach: bool
+    ) -> None:
+        self._slots, self._speaks, self._detach = slots, speaks, detach
+        self._lease = 0 if detach else max(1, round(lease))
+        pause = min(BEATS, self._lease / 4) if self._lease else BEATS
+        told: dict[str, Any] = {"tell": self._hear, "back": self._back, "away": self._away, "beat": self._beat}
+        self._logins = list(logins)
+        self._lines = [Line(login, speaks, pause=pause, **told) for login in logins]
+        self._jobs: dict[str, _Job] = {}
+        self._waiting: deque[Submission] = deque()
+        self._followed: dict[Line, set[str]] = {line: set() for line in self._lines}
+        self._owned: dict[Line, set[str]] = {line: set() for line in self._lines}
+        self._looked: dict[Line, float] = {}
+        self._owner = attendant.NOBODY if detach else os.urandom(8).hex()
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._guard = Guard(self.name, "jobs on hosts", self._closed, None if detach else self._start_helper)
+        self._pool = Pool("wfl-ssh-work", REQUESTS)
+        self._keep = False
+
+    def open(self, report: Report, directory: Path | None) -> None:
+        """Nothing is contacted before the first job, as one of several hosts may be away."""
+        self._report, self._keep = report, directory is not None
+
+    # -- submitting --
+
+    def resolve(self, template: JobTemplate) -> JobTemplate:
+        """With the paths of this side absolute, whatever directory is gone to before they are used."""
+        return checks.from_here(template)
+
+    def check(self, template: JobTemplate) -> None:
+        """Refuse by field what no host can do."""
+        super().check(template)
+        check_words(template)
+        if template.priority is not None and not LOWEST <= template.priority <= HIGHEST:
+            raise InvalidArgumentError(f"priority is {template.priority}; hosts have {LOWEST} to {HIGHEST}")
+        checks.streams_here(template)
+        checks.sources(template.stage_in_files or {})
+        checks.targets(template.stage_out_files or {})
+        self._candidates(template)
+
+    def _candidates(self, template: JobTemplate) -> list[Line]:
+        wanted = template.candidate_machines
+        found = [line for line in self._lines if not wanted or wanted_here(line, wanted)]
+        if not found:
+            names = ", ".join(line.name for line in self._lines)
+            raise InvalidArgumentError(f"candidate_machines are {', '.join(wanted or ())}; the hosts are {names}")
+        most = max((size for line in found if (size := self._slots[line.name]) is not None), default=None)
+        unlimited = any(self._slots[line.name] is None for line in found)
+        if most is not None and not unlimited and (template.min_slots or 1) > most:
+            raise InvalidArgumentError(f"min_slots is {template.min_slots}; no host has more than {most}")
+        return found
+
+    def submit(self, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+        """Each to a host that has room; those of one host in one request."""
+        outcomes: dict[str, Outcome] = {}
+        chosen: dict[Line, list[Submission]] = {}
+        for one in submissions:
+            try:
+                self.check(one.template)
+                line = self._choose(one)
+            except WflError as error:
+                outcomes[one.key] = error
+                continue
+            outcomes[one.key] = one.key
+            if line is not None:
+                chosen.setdefault(line, []).append(one)
+        for line, some in chosen.items():
+            with self._guard.on_its_way():
+                outcomes |= self._start(line, some)
+        return [outcomes[one.key] for one in submissions]
+
+    def _choose(self, one: Submission) -> Line | None:
+        """A host with room, the least used; None where the job waits for room. Raises where no host can be reached."""
+        candidates = self._candidates(one.template)
+        error: WflError = DrmCommunicationError("no host can be reached")
+        while candidates:
+            line = self._take(one, candidates)
+            if line is None:
+                self._report([JobInfo(id=one.key, state=JobState.QUEUED)])
+                return None
+            try:
+                _check_machine(one.template, line.name, line.connected())
+            except WflError as problem:
+                self._forget(one.key)
+                error = problem
+                candidates.remove(line)
+            else:
+                return line
+        raise error
+
+    def _take(self, one: Submission, candidates: Sequence[Line]) -> Line | None:
+        """Give the job room on one of these; None where there is none, and it waits."""
+        job = _Job(one.key, one.template, None, own=True)
+        with self._lock:
+            used = self._used()
+            free = [line for line in candidates if self._has_room(line, used, job.slots)]
+            job.line = min(free, key=lambda line: self._load(line, used), default=None)
+            self._jobs[one.key] = job
+            if job.line is None:
+                self._waiting.append(one)
+            return job.line
+
+    def _used(self) -> dict[Line, int]:
+        used: dict[Line, int] = {}
+        for job in self._jobs.values():
+            if job.line is not None and not job.ended:
+                used[job.line] = used.get(job.line, 0) + job.slots
+        return used
+
+    def _has_room(self, line: Line, used: Mapping[Line, int], slots: int) -> bool:
+        size = self._slots[line.name]
+        return size is None or used.get(line, 0) + slots <= size
+
+    def _load(self, line: Line, used: Mapping[Line, int]) -> float:
+        return used.get(line, 0) / (self._slots[line.name] or 1)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._jobs.pop(key, None)
+
+    def _start(self, line: Line, submissions: Sequence[Submission]) -> dict[str, Outcome]:
+        """On one host; a lost connection is raised, as nobody knows then. What its files prevent is not begun."""
+        outcomes: dict[str, Outcome] = {one.key: one.key for one in submissions}
+        try:
+            self._guard.watch()
+            hello = line.connected()
+            self._own(line, attendant.programs(one.key for one in submissions))
+        except WflError as error:  # nothing was sent
+            for one in submissions:
+                self._forget(one.key)
+            return dict.fromkeys(outcomes, error)
+        ready = []
+        for one, problem in zip(submissions, self._fill(line, hello, submissions), strict=True):
+            if problem is None:
+                ready.append(one)
+                continue
+            outcomes[one.key] = problem
+            self._forget(one.key)
+        if not ready:
+            return outcomes
+        try:
+            line.ask(lambda number: attendant.start(number, ready, hello, self._owner))
+        except DeniedByDrmsError as error:
+            said = line.words()
+            for one in ready:
+                self._forget(one.key)
+                outcomes[one.key] = DeniedByDrmsError(f"{error}{': ' if said else ''}{said}")
+            return outcomes
+        self._begun(line, [one.key for one in ready])
+        return outcomes
+
+    def _begun(self, line: Line, keys: Iterable[str]) -> None:
+        now, infos = datetime.now(UTC), []
+        with self._lock:
+            for key in keys:
+                job = self._jobs.get(key)
+                if job is not None:
+                    job.started = True
+                    if not (job.ended or job.finishing):
+                        infos.append(self._running(job, line, now))
+        self._report(infos)
+
+    @staticmethod
+    def _running(job: _Job, line: Line, now: datetime | None = None) -> JobInfo:
+        more: dict[str, Any] = {"allocated_machines": (line.name,), "slots": 1}
+        if now is not None:
+            more["dispatch_time"] = now
+        return fact(id=job.key, state=JobState.RUNNING, **more)
+
+    def _own(self, line: Line, programs: Iterable[str]) -> None:
+        """Directories for these programs' jobs there; known to its attendant since the last connection."""
+        for program in programs:
+            if program not in self._owned[line]:
+                words = (program, self._owner, self._lease)
+                line.ask(lambda number, words=words: attendant.call("w_own", number, *words))  # type: ignore[misc]
+                with self._lock:
+                    self._owned[line].add(program)
+                    self._followed[line].add(program)
+
+    def _fill(self, line: Line, hello: attendant.Hello, some: Sequence[Submission]) -> list[WflError | None]:
+        """Copy in what these need; what went wrong."""
+        if not any(one.template.stage_in_files or one.template.input_path for one in some):
+            return [None] * len(some)
+        return list(in_threads(partial(self._fill_one, line, hello), list(some), REQUESTS, "wfl-ssh-copy"))
+
+    def _fill_one(self, line: Line, hello: attendant.Hello, one: Submission) -> WflError | None:
+        given, room = one.template, attendant.Room(hello.root)
+        copies = transfer.Copies(line.files, f"wfl-{one.key}")
+        place = posixpath.join(hello.home, given.working_directory or "")
+        todo = {posixpath.join(place, target): source for target, source in (given.stage_in_files or {}).items()}
+        if given.input_path:
+            todo[room.path("in", one.key)] = given.input_path
+        problem: WflError | None = None
+        for attempt in range(COPIES):
+            try:
+                while todo:
+                    target, source = next(iter(todo.items()))
+                    copies.put(source, target)
+                    del todo[target]
+            except DrmCommunicationError as error:
+                problem = error
+                if self._closed.wait(AGAIN * 4**attempt):
+                    break
+                with suppress(WflError):
+                    line.connected()
+            except WflError as error:
+                return DeniedByDrmsError(str(error))
+            else:
+                return None
+        return problem
+
+    def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
+        return watch(self._logins, self._speaks, self._owner, keep=self._keep, lost=lost)
+
+    # -- what hosts tell --
+
+    def _hear(self, line: Line, text: str) -> None:
+        """In the line's thread: of an end."""
+        self._learn(line, attendant.seen(text))
+
+    def _learn(self, line: Line, one: attendant.Seen) -> None:
+        """Take in what a host says of a job, however often."""
+        with self._lock:
+            job = self._jobs.get(one.key)
+            if job is None or job.ended or job.finishing or job.line not in (line, None):
+                return
+            job.line = line
+            if one.where == "elsewhere":
+                return
+            if one.where in ("gone", "unknown") and not self._is_overdue(job):
+                return
+            if one.where not in ("running", "suspended"):
+                job.finishing = True
+        if one.where == "running":
+            self._report([self._running(job, line)])
+        elif one.where == "suspended":
+            self._report([fact(id=job.key, state=JobState.SUSPENDED, allocated_machines=(line.name,))])
+        else:
+            self._over(job, line, one)
+
+    @staticmethod
+    def _is_overdue(job: _Job) -> bool:
+        """Whether it was missed before, and for long enough; what is just being started is not there yet."""
+        now = time.monotonic()
+        job.missed = job.missed or now
+        return job.started and now - job.missed >= NEVER
+
+    def _over(self, job: _Job, line: Line, one: attendant.Seen) -> None:
+        hello = line.hello
+        if one.where == "ended" and hello is not None:
+            written = None if one.ours else self._written(line, hello, job.key)
+            info = attendant.ended_as(one, hello, line.name, written)
+        else:
+            sub_state, words = _LOST[one.where]
+            info = ended(
+                job.key, sub_state=sub_state, annotation=words.format(line.name), allocated_machines=(line.name,)
+            )
+        if self._brings(job) and info.sub_state != "launch_failure" and one.where == "ended":
+            self._pool.submit(partial(self._finish, job, line, info))
+            return
+        self._end(job, info)
+
+    @staticmethod
+    def _written(line: Line, hello: attendant.Hello, key: str) -> datetime | None:
+        """When an end of before the host's last start was written down, by our clock."""
+        path = attendant.Room(hello.root).path("end", key)
+        with suppress(WflError, OSError, EOFError, paramiko.SSHException), line.files() as client:
+            return hello.ours(float(client.stat(path).st_mtime or 0))
+        return None
+
+    def _end(self, job: _Job, info: JobInfo) -> None:
+        with self._lock:
+            if job.ended:
+                return
+            job.ended = True
+        self._report([info])
+        self._move_up()
+
+    @staticmethod
+    def _brings(job: _Job) -> bool:
+        return bool(job.template.stage_out_files or _output_files(job.template))
+
+    def _finish(self, job: _Job, line: Line, info: JobInfo) -> None:
+        """Bring its output and files back, and tell of its end then."""
+        trouble = ""
+        for attempt in range(COPIES):
+            try:
+                self._write_output(job, line)
+                if info.exit_status == 0:
+                    self._stage_out(job, line)
+                trouble = ""
+                break
+            except DrmCommunicationError as error:
+                trouble = f"its output and files cannot be had: {error}"
+                if self._closed.wait(AGAIN * 4**attempt):
+                    break
+                with suppress(WflError):
+                    line.connected()
+            except (WflError, OSError) as error:
+                trouble = str(error)
+                break
+        if trouble:
+            state = info.state if info.exit_status else JobState.FAILED
+            info = info.replace(state=state, annotation=info.annotation or trouble)
+        self._end(job, info)
+
+    def _write_output(self, job: _Job, line: Line) -> None:
+        for stream, path in _output_files(job.template).items():
+            with open(os.dup(checks.PASSED[path]) if path in checks.PASSED else path, "wb") as file:
+                offset = 0
+                while piece := self._read(job, line, stream, offset, 1 << 20):
+                    file.write(piece)
+                    offset += len(piece)
+
+    def _stage_out(self, job: _Job, line: Line) -> None:
+        hello = line.connected()
+        copies = transfer.Copies(line.files, f"wfl-{job.key}")
+        place = posixpath.join(hello.home, job.template.working_directory or "")
+        for target, source in (job.template.stage_out_files or {}).items():
+            copies.get(posixpath.join(place, source), target)
+
+    # -- hosts that go and come --
+
+    def _away(self, line: Line) -> None:
+        """In the line's thread, at its end: connect again for as long as a job is there."""
+        if not self._closed.is_set():
+            log.warning("%s: the connection was lost, jobs there go on; connecting again", line.name)
+        with self._lock:
+            self._followed[line].clear()
+            self._owned[line].clear()
+        self._pool.submit(partial(self._come_back, line))
+
+    def _come_back(self, line: Line) -> None:
+        while not self._closed.is_set() and self._unended(line):
+            try:
+                line.connected()
+            except WflError as error:
+                log.debug("%s: %s", line.name, error)
+                self._closed.wait(0.2)
+            else:
+                return
+
+    def _back(self, line: Line) -> None:
+        """Connected again: find every job there."""
+        log.warning("%s: connected again", line.name)
+        self._reconcile(line)
+        self._move_up()
+
+    def _unended(self, line: Line) -> list[str]:
+        with self._lock:
+            return [job.key for job in self._jobs.values() if job.line is line and not (job.ended or job.finishing)]
+
+    def _reconcile(self, line: Line) -> None:
+        with suppress(DrmCommunicationError):
+            self._look(line, self._unended(line))
+
+    def _look(self, line: Line, keys: Sequence[str]) -> list[attendant.Seen]:
+        """Ask a host where these are, and be told of their ends from now on."""
+        if not keys:
+            return []
+        line.connected()
+        with self._lock:
+            new = set(attendant.programs(keys)) - self._followed[line]
+        if new:
+            line.ask(lambda number: attendant.call("w_follow", number, *sorted(new)))
+            with self._lock:
+                self._followed[line] |= new
+        found: list[attendant.Seen] = []
+        for start in range(0, len(keys), 200):
+            paths = [attendant.path_of(key) for key in keys[start : start + 200]]
+            found += map(attendant.seen, line.ask(lambda number, paths=paths: attendant.call("w_look", number, *paths)))  # type: ignore[misc]
+        for one in found:
+            self._learn(line, one)
+        return found
+
+    def _beat(self, line: Line) -> str | None:
+        """In the line's thread, now and then: a sign of life, and a look at all jobs when it is time."""
+        now = time.monotonic()
+        if now - self._looked.setdefault(line, now) > RECONCILE:
+            self._looked[line] = now
+            self._pool.submit(partial(self._reconcile, line))
+        if not (self._lease and self._owned[line]):
+            return None
+        return attendant.call("w_beats", 0, self._owner, f"{now:.0f}")
+
+    def _move_up(self) -> None:
+        """There may be room for what waits."""
+        if self._waiting and not self._closed.is_set():
+            self._pool.submit(self._start_waiting)
+
+    def _start_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = list(self._waiting), deque()
+            for one in waiting:
+                self._jobs.pop(one.key, None)
+        for one in waiting:
+            try:
+                (outcome,) = self.submit([one])
+            except DrmCommunicationError:
+                continue  # it is looked for when the host is there again
+            if isinstance(outcome, WflError):
+                self._report([ended(one.key, sub_state="launch_failure", annotation=str(outcome))])
+
+    # -- control and output --
+
+    def control(self, ids: Sequence[str], action: Action) -> dict[str, WflError]:
+        """Signals to whole process trees, one request for all jobs of a host."""
+        if action not in _SIGNALS:
+            return {id: UnsupportedOperationError("a job that was started cannot be held") for id in ids}
+        failures: dict[str, WflError] = {}
+        groups: dict[Line, list[str]] = {}
+        for id in ids:
+            job = self._jobs.get(id)
+            if job is None or job.ended:
+                failures[id] = InvalidStateError(f"{id}: it has ended")
+            elif job.line is None:
+                failures |= self._control_waiting(job, action)
+            else:
+                groups.setdefault(job.line, []).append(id)
+        for line, keys in groups.items():
+            try:
+                failures |= self._signal(line, keys, action)
+            except WflError as error:
+                failures |= {key: type(error)(f"{key}: cannot {action.value}: {error}") for key in keys}
+        return failures
+
+    def _control_waiting(self, job: _Job, action: Action) -> dict[str, WflError]:
+        if action not in (Action.TERMINATE, Action.KILL):
+            return {job.key: InvalidStateError(f"{job.key}: cannot {action.value}: it has not started")}
+        with self._lock:
+            self._waiting = deque(one for one in self._waiting if one.key != job.key)
+        self._end(job, ended(job.key, sub_state="cancelled", annotation="ended before it was started"))
+        return {}
+
+    def _signal(self, line: Line, keys: Sequence[str], action: Action) -> dict[str, WflError]:
+        line.connected()
+        failures: dict[str, WflError] = {}
+        left = list(keys)
+        for _ in range(TRIES):
+            paths = [attendant.path_of(key) for key in left]
+            said = line.ask(lambda number, paths=paths: attendant.call("w_signal", number, _SIGNALS[action], *paths))  # type: ignore[misc]
+            told = {attendant.key_of(path): how for _, _, path, how in (text.split("\t") for text in said)}
+            over = [key for key, how in told.items() if how == "over"]
+            failures |= {key: InvalidStateError(f"{key}: cannot {action.value}: it has ended") for key in over}
+            done = [key for key in left if key not in told]
+            if action in _AFTER and done:
+                self._report([JobInfo(id=key, state=_AFTER[action]) for key in done])
+            left = [key for key, how in told.items() if how == "again"]
+            if not left or action not in _AFTER or self._closed.wait(AGAIN):
+                break  # one that is told to end does so when it begins
+        else:
+            failures |= {key: InvalidStateError(f"{key}: cannot {action.value}: it has no process") for key in left}
+        return failures
+
+    def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
+        """From its file on the host."""
+        job = self._jobs.get(id)
+        if job is None:
+            raise InvalidStateError(f"{id}: its directory was removed (reaped), or belongs to another session")
+        path = job.template.output_path if stream == "stdout" else job.template.error_path
+        if path == os.devnull:
+            raise UnsupportedOperationError(
+                f"{id}: {stream} was discarded (/dev/null); leave the path unset to keep it"
+            )
+        if job.line is None:
+            return b"", True
+        data = self._read(job, job.line, stream, offset, limit)
+        return data, len(data) < limit
+
+    def _read(self, job: _Job, line: Line, stream: Stream, offset: int, limit: int) -> bytes:
+        hello = line.connected()
+        room = attendant.Room(hello.root)
+        path = room.path("out" if stream == "stdout" else "err", job.key)
+        try:
+            with line.files() as client:
+                try:
+                    return transfer.read_part(client, path, offset, limit)
+                except FileNotFoundError:
+                    client.stat(posixpath.dirname(path))
+                    return b""
+        except FileNotFoundError as error:
+            raise InvalidStateError(f"{job.key}: its output on {line.name} was removed by somebody") from error
+        except PermissionError as error:
+            raise InvalidStateError(f"{job.key}: its output on {line.name} cannot be read: {error}") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise DrmCommunicationError(f"{line.name}: the output of {job.key} cannot be read: {error}") from error
+
+    def reap(self, ids: Sequence[str]) -> None:
+        """Remove their directories."""
+        groups: dict[Line, list[str]] = {}
+        for id in ids:
+            job = self._jobs.get(id)
+            if job is not None and job.line is not None:
+                groups.setdefault(job.line, []).append(id)
+        for line, keys in groups.items():
+            line.connected()
+            for start in range(0, len(keys), 200):
+                paths = [attendant.path_of(key) for key in keys[start : start + 200]]
+                line.ask(lambda number, paths=paths: attendant.call("w_reap", number, *paths))  # type: ignore[misc]
+        for id in ids:
+            self._forget(id)
+
+    def ask(self, ids: Sequence[str]) -> Answer:
+        """Only what is gone: everything else is told."""
+        return Answer(gone=[id for id in ids if id not in self._jobs])
+
+    # -- finding again --
+
+    def remembered(self) -> Sequence[Known]:
+        """What detached programs of this session have left on the hosts that can be reached."""
+        found: list[Known] = []
+        for line in self._lines:
+            try:
+                hello = line.connected()
+                with line.files() as client:
+                    for path in _detached(client, hello.root):
+                        try:
+                            found.append(attendant.remembered(transfer.read_all(client, path)))
+                        except (OSError, ValueError, WflError) as error:
+                            log.warning("%s: %s is left out: %s", line.name, path, error)
+            except (WflError, OSError, EOFError, paramiko.SSHException) as error:
+                log.warning("%s: what is there is not known: %s", line.name, error)
+        return found
+
+    def find(self, known: Sequence[Known]) -> Answer:
+        """By their directories, on the host where each is or, of another program's, may be."""
+        infos: list[JobInfo] = []
+        unsure: dict[str, set[Line]] = {}
+        for task in known:
+            job = self._jobs.get(task.key) or self._found(task)
+            if job.own and job.line is None:  # it waits here
+                infos.append(JobInfo(id=task.key))
+            else:
+                unsure[task.key] = {job.line} if job.line is not None else set(self._lines)
+        for line in self._lines:
+            try:
+                found = self._look(line, [key for key, lines in unsure.items() if line in lines])
+            except WflError as error:
+                log.info("%s: %s", line.name, error)
+                continue
+            for one in found:
+                if one.where in ("gone", "elsewhere"):
+                    unsure[one.key].discard(line)
+                else:
+                    self._is_here(one.key, line)
+                    infos.append(JobInfo(id=one.key))
+        gone = [key for key, lines in unsure.items() if not lines]
+        for key in gone:
+            self._forget(key)
+        if known and not (infos or gone):
+            raise DrmCommunicationError("no host answers that may have these jobs")
+        return Answer(infos=infos, gone=gone)
+
+    def _found(self, task: Known) -> _Job:
+        """One that another program submitted."""
+        job = _Job(task.key, task.template, None, own=False)
+        job.ended = task.info is not None and task.info.state.ended
+        with self._lock:
+            return self._jobs.setdefault(task.key, job)
+
+    def _is_here(self, key: str, line: Line) -> None:
+        with self._lock:
+            if (job := self._jobs.get(key)) is not None:
+                job.line, job.started = line, True
+
+    # -- the end --
+
+    def close(self, *, end: bool) -> None:
+        """End what still runs, and leave nothing there but what a later program looks for."""
+        self._closed.set()
+        left = self._guard.close()
+        with self._lock:
+            used = [line for line in self._lines if line.hello is not None]
+        unreached: list[Line] = []
+
+        def leave() -> None:
+            in_threads(one, used, REQUESTS, "wfl-ssh-close")
+
+        def one(line: Line) -> None:
+            try:
+                self._leave(line, end=end)
+            except WflError as error:
+                log.debug("%s: %s", line.name, error)
+                unreached.append(line)
+
+        leave()
+        left += sum(len(self._unended(line)) for line in unreached)
+        self._guard.leave(left if end else 0, leave)
+        for line in self._lines:
+            line.close()
+        self._pool.stop()
+
+    def _leave(self, line: Line, *, end: bool) -> None:
+        line.connected()
+        if not end:
+            line.ask(lambda number: attendant.call("w_leave_all", number, self._owner))
+            return
+        doomed = [job for job in self._jobs.values() if job.line is line and job.own and not job.ended]
+        if wanted := [job for job in doomed if _output_files(job.template)]:
+            self._kill_and_write(line, wanted)
+        keep = "keep" if self._keep else "nothing"
+        line.ask(lambda number: attendant.call("w_close", number, self._owner, keep), timeout=self._speaks.timeout + 10)
+
+    def _kill_and_write(self, line: Line, jobs: Collection[_Job]) -> None:
+        """What they wrote until now is kept where it is wanted."""
+        self._signal(line, [job.key for job in jobs], Action.KILL)
+        for job in jobs:
+            with suppress(WflError, OSError):
+                self._write_output(job, line)
+
+    def how_to_cancel(self, ids: Collection[str]) -> str:
+        """There is no command for that on the hosts."""
+        del ids
+        return f"wfl.contexts.ssh.clean({self._speaks.session!r}, context)"
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        for line in self._lines:
+            line.abandon()
+        self._guard.abandon()
+
+
+_REMOVED = (
+    "its directory on {} is not there any more: somebody removed it, or the host ended it, as nothing was heard of "
+    "this program for longer than its lease"
+)
+_LOST: Mapping[str, tuple[Any, str]] = {
+    "gone": ("lost", _REMOVED),
+    "unknown": ("lost", "it never began on {}"),
+    "lost": ("lost", "what waited for it on {} is gone, and it left no record of its end: it was killed from outside"),
+    "rebooted": ("node_failure", "{} was started anew while it ran"),
+    "ended": ("lost", "{} says that it has ended, and nothing else"),
+}  # fmt: skip
+
+
+def _detached(client: paramiko.SFTPClient, root: str) -> Iterator[str]:
+    """The files that tell of jobs which nobody owns, in the order of submission."""
+    for program in sorted(name for name in client.listdir(root) if "." not in name):
+        numbers = [name for name in client.listdir(f"{root}/{program}") if name[:1].isdigit()]
+        for number in sorted(numbers, key=lambda name: [int(part) for part in name.split(".")]):
+            place = f"{root}/{program}/{number}"
+            if transfer.read_all(client, f"{place}/by").strip() == attendant.NOBODY.encode():
+                yield f"{place}/job"
+
+
+def _check_machine(template: JobTemplate, name: str, hello: attendant.Hello) -> None:
+    runs, built = host.os_name(hello.system), host.architecture(hello.machine)
+    if template.machine_os and template.machine_os.upper() != runs.upper():
+        raise DeniedByDrmsError(f"machine_os is {template.machine_os}; {name} runs {runs}")
+    if template.machine_arch and template.machine_arch.upper() not in (built.upper(), hello.machine.upper()):
+        raise DeniedByDrmsError(f"machine_arch is {template.machine_arch}; {name} is {built}")
+
+
+def wanted_here(line: Line, wanted: Sequence[str]) -> bool:
+    """Whether one of these names is this host's."""
+    names = {line.name, line.login.host, line.name.rpartition("@")[2].partition(":")[0]}
+    if line.hello is not None:
+        names.add(line.hello.host)
+    return bool(names & set(wanted))
+
+
+def _output_files(given: JobTemplate) -> dict[Stream, str]:
+    """Where output goes on this side of it, besides the host's files."""
+    paths: dict[Stream, str | None] = {"stdout": given.output_path, "stderr": given.error_path}
+    if given.join_files or (given.output_path and given.output_path == given.error_path):
+        del paths["stderr"]
+    return {stream: path for stream, path in paths.items() if path and path != os.devnull}

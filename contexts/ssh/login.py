@@ -1,0 +1,138 @@
+"""How hosts are logged in to: what a name means by ~/.ssh/config, as the ssh command reads it. Nothing is contacted."""
+
+from __future__ import annotations
+
+import getpass
+import glob
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import paramiko
+
+from wfl.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PORT = 22
+_DEEP = 16
+"""Files that may include one another, as ssh_config(5) has it."""
+_NAME = re.compile(r"(?:(?P<user>[^@]+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:@\s]+))(?::(?P<port>\d+))?")
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to one host. `name` is what the caller calls it; `jumps` are gone through in order."""
+
+    name: str
+    host: str
+    port: int
+    user: str
+    keys: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ()
+    known_as: str | None = None
+    known_hosts: tuple[str, ...] = ()
+    command: str | None = None
+    jumps: tuple[Login, ...] = ()
+    only_these_keys: bool = False
+    agent: str | None = None  # a socket; None: SSH_AUTH_SOCK, "none": no agent
+
+    @property
+    def place(self) -> str:
+        """For people."""
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+def logins(names: tuple[str, ...], config: str | None, *, key: str | None, known_hosts: str | None) -> list[Login]:
+    """One for each name: `[user@]host[:port]`, or a Host of the configuration file, which may be None.
+
+    `key` and `known_hosts` come before what that says. Raises InvalidArgumentError.
+    """
+    book = Book(config)
+    return [book.login(name, key=key, known_hosts=known_hosts) for name in names]
+
+
+class Book:
+    """A configuration file with all that it includes, then the machine's own."""
+
+    def __init__(self, path: str | None) -> None:
+        self._config = paramiko.SSHConfig()
+        if path is not None:
+            lines = [*_lines(os.path.expanduser(path), os.path.expanduser("~/.ssh"))]
+            lines += ["Host *", *_lines("/etc/ssh/ssh_config", "/etc/ssh")]
+            try:
+                self._config = paramiko.SSHConfig.from_text("\n".join(lines))
+            except (paramiko.SSHException, ValueError) as error:
+                raise InvalidArgumentError(f"{path}: {error}") from error
+
+    def login(self, name: str, *, key: str | None, known_hosts: str | None, jumps: bool = True) -> Login:
+        """What one name means."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise InvalidArgumentError(f"host {name!r}: expected [user@]host[:port], [user@][address]:port or a Host")
+        given = found["host"] or found["bracketed"]
+        try:
+            said: Mapping[str, Any] = self._config.lookup(given)
+        except (paramiko.SSHException, ImportError) as error:
+            raise InvalidArgumentError(f"host {name!r}: its configuration cannot be used: {error}") from error
+        keys = (key,) if key else tuple(said.get("identityfile", ()))
+        through = said.get("proxyjump") if jumps and said.get("proxyjump", "none") != "none" else None
+        command = said.get("proxycommand")
+        return Login(
+            name=name,
+            host=said.get("hostname", given),
+            port=int(found["port"] or said.get("port", PORT)),
+            user=found["user"] or said.get("user") or getpass.getuser(),
+            keys=tuple(os.path.expanduser(path) for path in keys),
+            certificates=tuple(os.path.expanduser(path) for path in _several(said.get("certificatefile"))),
+            known_as=said.get("hostkeyalias"),
+            known_hosts=_known_hosts(said, known_hosts),
+            command=command if command and command != "none" else None,
+            jumps=tuple(
+                self.login(one.strip(), key=key, known_hosts=known_hosts, jumps=False)
+                for one in (through or "").split(",")
+                if one.strip()
+            ),
+            only_these_keys=key is not None or said.get("identitiesonly", "no").lower() == "yes",
+            agent=_agent(said.get("identityagent")),
+        )
+
+
+def _agent(said: str | None) -> str | None:
+    if said is None or said == "SSH_AUTH_SOCK":
+        return None
+    if said.startswith("$"):
+        return os.environ.get(said[1:], "none")
+    return os.path.expanduser(said)
+
+
+def _known_hosts(said: Mapping[str, Any], given: str | None) -> tuple[str, ...]:
+    if given is not None:
+        return (os.path.expanduser(given),)
+    user = said.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+    system = said.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
+    return tuple(os.path.expanduser(path) for path in f"{user} {system}".split())
+
+
+def _several(said: str | list[str] | None) -> list[str]:
+    return [] if said is None else [said] if isinstance(said, str) else said
+
+
+def _lines(path: str, place: str, deep: int = 0) -> Iterator[str]:
+    """Of a file and of those that it includes, where it does; of one that is not there, none."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: {error.strerror}") from error
+    for line in lines:
+        word, _, rest = line.strip().replace("=", " ", 1).partition(" ")
+        if word.lower() != "include":
+            yield line
+        elif deep < _DEEP:
+            for pattern in rest.split():
+                for one in sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern.strip('"'))))):
+                    yield from _lines(one, place, deep + 1)

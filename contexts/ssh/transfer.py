@@ -1,0 +1,238 @@
+"""Files and directories to and from a host by SFTP: beside their places first, whole or not at all, sizes compared.
+
+What broke off goes on where it was, as long as the caller tries again with the same Copies.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import paramiko
+
+from wfl.contexts import network
+from wfl.contexts.staging import arriving, check_link
+from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    Files = Callable[[], AbstractContextManager[paramiko.SFTPClient]]
+
+PIECE = 32768
+"""Bytes of one request (SFTP version 3 has servers take that much)."""
+AHEAD = 64
+"""Requests that are under way at once, so that the distance to the host does not count."""
+_MODE = 0o777
+
+
+class Copies:
+    """Copies to and from one host, for one job. `files` gives a channel, a new one where the old one was lost."""
+
+    def __init__(self, files: Files, mark: str) -> None:
+        """`mark` is in the names of what is still on its way."""
+        self._files, self._mark = files, mark
+        self._sent: dict[str, os.stat_result] = {}  # by the name on its way: the source, as it was then
+
+    # -- there --
+
+    def put(self, source: str, target: str) -> None:
+        """A file or a directory from here. A directory takes a file in; missing parents are made.
+
+        Raises InvalidArgumentError for what cannot be copied, DrmCommunicationError where the connection broke off, and
+        OutOfResourceError for a full disk.
+        """
+        with _naming(source, target), self._files() as client:
+            if not os.path.isdir(source):
+                if target.endswith("/") or _is_directory(client, target):
+                    target = posixpath.join(target, os.path.basename(source))
+                make_directories(client, posixpath.dirname(target))
+                self._put_file(client, source, target)
+                return
+            todo = [(source, target.rstrip("/") or "/")]
+            make_directories(client, todo[0][1])
+            dressed = []
+            while todo:
+                here, there = todo.pop()
+                dressed.append((here, there))
+                for name in sorted(os.listdir(here)):
+                    one, its = os.path.join(here, name), posixpath.join(there, name)
+                    kind = os.lstat(one).st_mode
+                    if stat.S_ISLNK(kind):
+                        with suppress(OSError):
+                            client.remove(its)
+                        client.symlink(os.readlink(one), its)
+                    elif stat.S_ISDIR(kind):
+                        make_directories(client, its)
+                        todo.append((one, its))
+                    elif stat.S_ISREG(kind):
+                        self._put_file(client, one, its)
+                    else:
+                        raise InvalidArgumentError(f"{one} is no file, directory or link")
+            for here, there in reversed(dressed):
+                _dress(client, there, os.stat(here), more=stat.S_IRWXU)
+
+    def _put_file(self, client: paramiko.SFTPClient, source: str, target: str) -> None:
+        """Beside its place, going on behind what is there of an earlier attempt, then over what is there."""
+        place, name = posixpath.split(target)
+        beside = posixpath.join(place, f".{name[:200]}.{self._mark}")
+        with open(source, "rb") as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise InvalidArgumentError(f"{source} is no file, directory or link")
+            begin = _size(client, beside) if _same(self._sent.get(beside), before) else 0
+            self._sent[beside] = before
+            file.seek(begin)
+            with client.open(beside, "r+" if begin else "w") as remote:
+                remote.set_pipelined(True)
+                remote.seek(begin)
+                while piece := file.read(PIECE):
+                    remote.write(piece)
+            after = os.fstat(file.fileno())
+            if not _same(before, after) or _size(client, beside) != before.st_size:
+                client.remove(beside)
+                if not _same(before, after):
+                    raise InvalidArgumentError(f"{source} changed while it was read")
+                raise OutOfResourceError(f"{target} did not arrive whole: is the disk full, or a quota used up?")
+        _dress(client, beside, before)
+        client.posix_rename(beside, target)
+        del self._sent[beside]
+
+    # -- back --
+
+    def get(self, source: str, target: str) -> None:
+        """A file or a directory to here, as `staging.arriving` has it; links that lead out of it are refused.
+
+        Tries again where the connection broke off, for as long as `files` gives another one.
+        """
+        with arriving(source, target) as arrived, _naming(source, target):
+            while True:
+                try:
+                    with self._files() as client:
+                        self._get(client, source, arrived)
+                except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError):
+                    continue  # `files` raises where there is no other connection
+                return
+
+    def _get(self, client: paramiko.SFTPClient, source: str, arrived: str) -> None:
+        todo = [(source, arrived, 0)]
+        directories = []
+        while todo:
+            there, here, depth = todo.pop()
+            found = client.lstat(there) if depth else client.stat(there)
+            kind = found.st_mode or 0
+            if stat.S_ISDIR(kind):
+                os.makedirs(here, exist_ok=True)
+                directories.append((here, found))
+                for name in sorted(client.listdir(there)):
+                    if "/" in name or name in ("", ".", ".."):
+                        raise InvalidArgumentError(f"{there} has an entry {name!r}")
+                    todo.append((posixpath.join(there, name), os.path.join(here, name), depth + 1))
+            elif stat.S_ISLNK(kind):
+                text = client.readlink(there) or ""
+                check_link(there, depth, text)
+                if not os.path.islink(here):
+                    os.symlink(text, here)
+            elif stat.S_ISREG(kind):
+                self._get_file(client, there, here, found)
+            else:
+                raise InvalidArgumentError(f"{there} is no file, directory or link")
+        for here, found in reversed(directories):
+            _dress_here(here, found, more=stat.S_IRWXU)
+
+    def _get_file(self, client: paramiko.SFTPClient, source: str, target: str, found: paramiko.SFTPAttributes) -> None:
+        size = found.st_size or 0
+        with open(target, "ab") as file, client.open(source, "r") as remote:
+            begin = file.tell()
+            if begin < size:
+                remote.seek(begin)
+                remote.prefetch(size, AHEAD)
+                while file.tell() < size and (piece := remote.read(min(PIECE, size - file.tell()))):
+                    file.write(piece)
+            if file.tell() != size:
+                raise InvalidArgumentError(f"{source} became shorter while it was read")
+        _dress_here(target, found)
+
+
+def make_directories(client: paramiko.SFTPClient, path: str) -> None:
+    """This one and those above it, where they are missing."""
+    missing = []
+    while path not in ("", "/") and not _is_directory(client, path):
+        missing.append(path)
+        path = posixpath.dirname(path)
+    for one in reversed(missing):
+        try:
+            client.mkdir(one)
+        except OSError as error:
+            if not _is_directory(client, one):  # else another job has just made it
+                raise InvalidArgumentError(f"{one} cannot be made: {network.words(error)}") from error
+
+
+def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -> bytes:
+    """At most `limit` bytes of a file from `offset`; fewer are all that there are now. Raises OSError."""
+    with client.open(path, "r") as file:
+        size = file.stat().st_size or 0
+        wanted = max(0, min(limit, size - offset))
+        if not wanted:
+            return b""
+        file.seek(offset)
+        if wanted > PIECE:
+            file.prefetch(offset + wanted, AHEAD)
+        pieces = []
+        while wanted and (piece := file.read(min(PIECE, wanted))):
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
+
+
+def read_all(client: paramiko.SFTPClient, path: str) -> bytes:
+    """The whole of a small file."""
+    with client.open(path, "r") as file:
+        return file.read()
+
+
+def _same(one: os.stat_result | None, other: os.stat_result) -> bool:
+    return one is not None and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _size(client: paramiko.SFTPClient, path: str) -> int:
+    try:
+        return client.stat(path).st_size or 0
+    except FileNotFoundError:
+        return 0
+
+
+def _is_directory(client: paramiko.SFTPClient, path: str) -> bool:
+    try:
+        return stat.S_ISDIR(client.stat(path).st_mode or 0)
+    except FileNotFoundError:
+        return False
+
+
+def _dress(client: paramiko.SFTPClient, path: str, found: os.stat_result, *, more: int = 0) -> None:
+    client.chmod(path, stat.S_IMODE(found.st_mode) & _MODE | more)
+    with suppress(OSError):
+        client.utime(path, (found.st_atime, found.st_mtime))
+
+
+def _dress_here(path: str, found: paramiko.SFTPAttributes, *, more: int = 0) -> None:
+    os.chmod(path, stat.S_IMODE(found.st_mode or 0o644) & _MODE | more)
+    if found.st_mtime is not None:
+        with suppress(OSError):
+            os.utime(path, (found.st_mtime, found.st_mtime))
+
+
+@contextmanager
+def _naming(source: str, target: str) -> Iterator[None]:
+    """What fails inside is told with source and target."""
+    what = f"cannot copy {source} to {target}"
+    try:
+        yield
+    except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError) as error:
+        raise DrmCommunicationError(f"{what}: {network.words(error)}") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"{what}: {network.words(error)}") from error
