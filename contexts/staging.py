@@ -156,7 +156,7 @@ def _kind(mode: int) -> str:
 
 
 def unpack(stream: Iterable[bytes], source: str, target: str) -> None:
-    """Take in an archive of `source`, a file or a directory with its own name on top, into `target` here; see `arriving`.
+    """Take in an archive of `source`, a file or a directory with its own name on top, as `arriving` has it.
 
     The archive is not trusted: nothing is written outside of target, and no link is made that leads out of it. That is
     checked here for every Python alike, as tarfile's own filter came with 3.11.4 and was mended several times since.

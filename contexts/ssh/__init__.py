@@ -11,7 +11,7 @@ from wfl.contexts.extras import needed
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from wfl.backend import Backend
+    from wfl.backend import Backend, Monitor
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
 
@@ -106,6 +106,12 @@ class SshContext(Context):
             from wfl.contexts.ssh.backend import SshBackend
         return SshBackend(self.logins(), self.slots, self.speaks(), lease=self.lease, detach=self.detach)
 
+    def monitor(self) -> Monitor:
+        """The hosts as machines, and all jobs below the directory on them."""
+        with needed(self.name, _WHY):
+            from wfl.contexts.ssh.monitor import SshMonitor
+        return SshMonitor(self.logins(), self.speaks())
+
 
 def clean(session_name: str, context: SshContext) -> int:
     """End all jobs that programs have left behind in a session on the context's hosts, and remove what is kept there.
@@ -119,6 +125,19 @@ def clean(session_name: str, context: SshContext) -> int:
         from wfl.contexts.ssh.ending import clean_host
     speaks = msgspec.structs.replace(context.speaks(), session=session_name)
     return sum(clean_host(login, speaks) for login in context.logins())
+
+
+def doctor(host: str, context: SshContext | None = None) -> list[str]:
+    """What is missing on a host, or may surprise there, each in a line; none where all is well.
+
+    `context` has the settings, for which a host need not be among its own. `python -m wfl.contexts.ssh HOST` shows it.
+    """
+    chosen = context or SshContext(host)
+    with needed(chosen.name, _WHY):
+        from wfl.contexts.ssh.doctor import findings
+        from wfl.contexts.ssh.login import logins
+    (login,) = logins((host,), chosen.config, key=chosen.identity_file, known_hosts=chosen.known_hosts)
+    return findings(login, chosen.speaks())
 
 
 def _hosts(given: str | Sequence[str]) -> tuple[str, ...]:

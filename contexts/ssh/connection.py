@@ -183,6 +183,18 @@ class Connection:
 PORT_22 = 22
 
 
+def spoken(connection: Connection, shell: str, script: str) -> str:
+    """What a script tells that a host's shell runs to its end. Raises DrmCommunicationError where it does not end."""
+    channel = connection.command(f"exec {shell} -s")
+    pieces = []
+    with _told(connection.login), contextlib.closing(channel):
+        channel.sendall(script.encode("utf-8", "surrogateescape"))
+        channel.shutdown_write()
+        while piece := channel.recv(1 << 16):
+            pieces.append(piece)
+    return b"".join(pieces).decode("utf-8", "surrogateescape")
+
+
 def _keys(login: Login) -> list[str]:
     """Those that are there; a certificate by its own name stands for its key, too (paramiko looks for both)."""
     paths = [*login.certificates, *login.keys]
