@@ -108,7 +108,7 @@ class Hello(msgspec.Struct, frozen=True, gc=False):
 def enter(shell_directory: str, session: str, *, make: bool = True) -> str:
     """The attendant, in the session's directory; relative paths begin at the user's home."""
     place = f"w_enter {quoted(shell_directory)} {quoted(session)} {'make' if make else 'look'}"
-    return f"{text()}\n{place}\n"
+    return f"{text()}\n{place}\nw_begin\n"
 
 
 def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: str) -> str:

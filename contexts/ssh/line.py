@@ -115,8 +115,9 @@ class Line:
         connection = Connection(self.login, timeout=self._speaks.timeout, passphrase=self._speaks.passphrase)
         try:
             channel = connection.command(f"exec {self._speaks.shell} -s")
-            channel.sendall(_bytes(attendant.enter(self._speaks.directory, self._speaks.session, make=make)))
-            channel.sendall(b"w_begin\n")
+            beginning = attendant.enter(self._speaks.directory, self._speaks.session, make=make)
+            with suppress(OSError):  # it has ended already: why, it has said
+                channel.sendall(_bytes(beginning))
             buffer = bytearray()
             line = _read_line(channel, buffer, self._speaks.timeout)
             try:

@@ -105,6 +105,12 @@ def test_job_name(site: Site, flow: Workflow) -> None:
     assert job.success(), job.errors
 
 
+def make_open(directory: Path) -> None:
+    """A directory that jobs can write into, whoever they are."""
+    directory.mkdir()
+    directory.chmod(0o777)
+
+
 @needs(Trait.SHARED, Field("working_directory"))
 def test_working_directory(flow: Workflow, shared: Path) -> None:
     """A job runs in its working directory."""
@@ -133,7 +139,7 @@ def test_input_path(flow: Workflow, shared: Path) -> None:
 @needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"))
 def test_stage_in(flow: Workflow, shared: Path) -> None:
     """`stage_in_files` copies a file, under its target's name, to where the job runs, before it starts."""
-    (shared / "run").mkdir()
+    make_open(shared / "run")
     (shared / "source").write_text("data\n")
     job = flow.run("cat", "target", working_directory=shared / "run", stage_in_files={"target": shared / "source"})
     assert job.output() == "data"
@@ -143,7 +149,7 @@ def test_stage_in(flow: Workflow, shared: Path) -> None:
 @needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"))
 def test_stage_in_directory(flow: Workflow, shared: Path) -> None:
     """`stage_in_files` copies a directory with all that is in it."""
-    (shared / "run").mkdir()
+    make_open(shared / "run")
     (shared / "tree" / "sub").mkdir(parents=True)
     (shared / "tree" / "sub" / "leaf").write_text("green")
     job = flow.run("cat", "t/sub/leaf", working_directory=shared / "run", stage_in_files={"t": shared / "tree"})
@@ -153,7 +159,7 @@ def test_stage_in_directory(flow: Workflow, shared: Path) -> None:
 @needs(Trait.SHARED, Field("stage_out_files"), Field("working_directory"))
 def test_stage_out(flow: Workflow, shared: Path) -> None:
     """`stage_out_files` copies what a job has made to its target; it is there when the job has ended."""
-    (shared / "run").mkdir()
+    make_open(shared / "run")
     target = shared / "result"
     job = flow.run(
         shell("echo made > made"), working_directory=shared / "run", stage_out_files={os.fspath(target): "made"}
@@ -165,7 +171,7 @@ def test_stage_out(flow: Workflow, shared: Path) -> None:
 @needs(Trait.SHARED, Field("stage_out_files"), Field("working_directory"))
 def test_stage_out_of_nothing(flow: Workflow, shared: Path) -> None:
     """A job that did not make what is to be staged out has FAILED, and its annotation names the file."""
-    (shared / "run").mkdir()
+    make_open(shared / "run")
     job = flow.run("true", working_directory=shared / "run", stage_out_files={os.fspath(shared / "x"): "not-made"})
     assert not job.success()
     assert "not-made" in (job.infos()[0].annotation or "")
