@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import re
 import threading
 import weakref
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -73,6 +74,8 @@ _SAME_START = timedelta(seconds=1)
 WORKERS = 8
 SHOWN = 5
 """Ids in a line for people."""
+_KEY = re.compile(r"[0-9a-z]{1,32}-[0-9]{1,18}")
+"""What a key may look like, so that every system can have it in a name."""
 
 
 _PROVIDED = {
@@ -108,6 +111,8 @@ class JobSession:
         self._submitting = 0
         self._key = f"{os.urandom(5).hex()}-"
         self._numbers = itertools.count(1)
+        self._taken: set[str] = set()  # all keys, from the first that a caller has chosen
+        self._watchers: tuple[Callable[[Sequence[Record]], object], ...] = ()
         self._closed: str | None = None
         self._unended = 0
         self.unseen = Unseen()
@@ -140,6 +145,8 @@ class JobSession:
                 self._kept.come_back(opening=True)
             undo.pop_all()
         _open_sessions.add(self)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)  # so that it comes before what the backend's libraries do then
 
     # -- DRMAA2's calls ------------------------------------------------------------------------------------------------
 
@@ -196,20 +203,26 @@ class JobSession:
 
     # -- submitting --
 
-    def start(self, templates: Sequence[JobTemplate]) -> list[Task]:
-        """Submit jobs; one that is refused is a task that has FAILED, with the reason in its `error`."""
+    def start(self, templates: Sequence[JobTemplate], keys: Sequence[str] | None = None) -> list[Task]:
+        """Submit jobs; one that is refused is a task that has FAILED, with the reason in its `error`.
+
+        `keys` are of `new_key`, this session's or an earlier one's: who has written one down before knows after a crash
+        which job it became. Raises InvalidArgumentError, and starts nothing, where the ledger has one of them.
+        """
         self._check_open()
+        chosen = keys is not None
+        keys = [self.new_key() for _ in templates] if keys is None else [_checked_key(key) for key in keys]
         records = []
-        for template in templates:
+        for template, key in zip(templates, keys, strict=True):
             source = self.backend.resolve(template)
-            records.append(Record(self, self._next_key(), self._fill(source), source=source))
-        self._admit(records)
+            records.append(Record(self, key, self._fill(source), source=source))
+        self._admit(records, chosen=chosen)
         return [Task(record) for record in records]
 
     def again(self, record: Record) -> Record:
         """Submit the job of this record once more, as a new record (an element keeps its index)."""
         self._check_open()
-        key = self._next_key()
+        key = self.new_key()
         job_id = key if record.index is None else record.job_id
         template = self._fill(record.source, record.index)
         new = Record(
@@ -225,11 +238,16 @@ class JobSession:
         self._admit([new], gate=record.gate)
         return new
 
-    def start_array(self, template: JobTemplate, indexes: range, max_parallel: int | None = None) -> TaskArray:
-        """Submit an array: natively where the system has arrays, else element by element."""
+    def start_array(
+        self, template: JobTemplate, indexes: range, max_parallel: int | None = None, *, key: str | None = None
+    ) -> TaskArray:
+        """Submit an array: natively where the system has arrays, else element by element.
+
+        Its id is `key`, as in `start`; those of its elements are that, a point and the index.
+        """
         self._check_open()
         check_max_parallel(max_parallel)
-        job_id = self._next_key()
+        job_id = self.new_key() if key is None else _checked_key(key)
         merged = template.merged_with(self.context.default_template)
         if len(indexes) > 1:
             _check_output(merged)
@@ -250,18 +268,22 @@ class JobSession:
         ]
         tasks = [Task(record) for record in records]
         array = TaskArray(self, job_id, merged, tasks, source=template, max_parallel=max_parallel)
-        self._arrays[job_id] = array
         native = self.context.takes_whole(self.backend, merged)
+        gate: Gate | None = None
+        submit: Submit | None = None
         if max_parallel and not (native and self._has(Capability.MAX_PARALLEL)):
-            self._admit(records, gate=Gate(max_parallel))
+            gate = Gate(max_parallel)
         elif native:
             whole = Submission(job_id, merged if same else self._filled(merged, INDEX), job_id)
-            self._admit(records, submit=lambda _: self.backend.submit_array(whole, indexes, max_parallel))
-        else:
-            self._admit(records)
+
+            def submit(_: Sequence[Submission]) -> Sequence[Outcome]:
+                return self.backend.submit_array(whole, indexes, max_parallel)
+
+        self._admit(records, gate=gate, submit=submit, array=array, chosen=key is not None)
         return array
 
-    def _next_key(self) -> str:
+    def new_key(self) -> str:
+        """A key that no job has."""
         return f"{self._key}{next(self._numbers)}"
 
     def _fill(self, template: JobTemplate, index: int | None = None) -> JobTemplate:
@@ -271,19 +293,43 @@ class JobSession:
     def _filled(self, merged: JobTemplate, index: int | str | None) -> JobTemplate:
         return self.backend.resolve(fill(merged, index, self.context.next_task_number))
 
-    def _admit(self, records: list[Record], *, gate: Gate | None = None, submit: Submit | None = None) -> None:
-        """Enter new records into the ledger, and submit those that may start now."""
+    def _admit(
+        self,
+        records: list[Record],
+        *,
+        gate: Gate | None = None,
+        submit: Submit | None = None,
+        array: TaskArray | None = None,
+        chosen: bool = False,
+    ) -> None:
+        """Enter new records (the elements of `array`) into the ledger, and submit those that may start now."""
         gates = self._gates(gate)
         try:
             with self._lock:
+                if chosen:
+                    self._check_new([record.key for record in records], array)
                 for record in records:
                     record.gates, record.gate = gates, gate
                     self._records[record.id] = record
+                if chosen or self._taken:
+                    self._taken.update(record.key for record in records)
+                if array is not None:
+                    self._arrays[array.id] = array
                 self._unended += len(records)
             self._launch(records, submit)
         except BaseException:
-            self._end_here([r for r in records if r.phase == HERE], "cancelled", "its submission was interrupted")
+            entered = [r for r in records if r.phase == HERE and self._records.get(r.id) is r]
+            self._end_here(entered, "cancelled", "its submission was interrupted")
             raise
+
+    def _check_new(self, keys: Sequence[str], array: TaskArray | None) -> None:
+        """Refuse keys that the ledger has, or that are there twice (with the lock held)."""
+        if len(self._taken) != len(self._records):  # the first that are chosen, or others came out of the store
+            self._taken = {record.key for record in self._records.values()}
+        names = {*keys} if array is None else {*keys, array.id}
+        known = names & self._taken | names & self._arrays.keys()
+        if known or len({*keys}) < len(keys):
+            raise InvalidArgumentError(f"there is a job with the key {min(known, default=keys[0])!r} already")
 
     def _gates(self, gate: Gate | None) -> tuple[Gate, ...]:
         """What a task has to pass: that of its array, then that of the context."""
@@ -302,6 +348,7 @@ class JobSession:
             self._submit(records, submit)
             return
         ready = [record for record in records if self._acceptable(record) and self._prepare(record)]
+        self._tell(records)
         self._submit(ready, submit if len(ready) == len(records) else None, check_store=True)
 
     def _waits(self, template: JobTemplate) -> bool:
@@ -466,6 +513,7 @@ class JobSession:
             for record in records:
                 record.state = record.state if record.state.started else JobState.UNDETERMINED
         if records:
+            self._tell(records)
             log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
             never = DrmCommunicationError(f"it was never started: {error}")
             self._later(0.05, lambda: self._find(records, never, 0.1))
@@ -505,6 +553,21 @@ class JobSession:
         return [r for key, r in by_key.items() if key not in answered and r.phase in (SUBMITTING, ACCEPTED)]
 
     # -- the ledger --
+
+    def watch(self, f: Callable[[Sequence[Record]], object]) -> Callable[[], None]:
+        """Call `f(records)` after every change of these, until the returned function is called.
+
+        On whichever thread brings the change about, outside of the ledger's lock, and also where nothing has changed
+        after all: `f` must be quick, and reads how they are now.
+        """
+        with self._lock:
+            self._watchers = (*self._watchers, f)
+
+        def stop() -> None:
+            with self._lock:
+                self._watchers = tuple(watcher for watcher in self._watchers if watcher is not f)
+
+        return stop
 
     def observe(self, infos: Iterable[JobInfo]) -> None:
         """Take in facts: merge each into its record, wake who waits for it. Any thread, any order, any repetition."""
@@ -963,6 +1026,7 @@ class JobSession:
                     record.why = record.why or _CANCELLED  # what is just being submitted is ended when it is known
                 elif record.phase == HERE:  # as it will be in a moment
                     record.state = JobState.QUEUED_HELD if action is Action.HOLD else JobState.QUEUED
+        self._tell(wanted)
         if not all_wait:
             self._kept.reread()
             moved_on = [record for record in wanted if record.own or record.phase != HERE]
@@ -1033,20 +1097,25 @@ class JobSession:
         """Everything written to this stream so far."""
         return b"".join(self._read_on(record, stream, [0]))
 
-    def _read_on(self, record: Record, stream: Stream, position: list[int]) -> Iterator[bytes]:
+    def read(self, record: Record, stream: Stream, offset: int, limit: int = CHUNK) -> tuple[bytes, bool]:
+        """At most `limit` bytes of an output from `offset`, and whether that is the end for now."""
         self._check_open()
         if record.phase in (HERE, SUBMITTING) or (record.phase == ENDED and record.error is not None):
-            return
+            return b"", True
         if not self._has(Capability.OUTPUT):
             raise UnsupportedOperationError(f"{self.backend.name} does not give output back")
+        try:
+            data, at_end = self.request(self.backend.read, record.id, stream, offset, limit)
+        except InvalidStateError:
+            if _never_ran(record):
+                return b"", True
+            raise
+        return data, at_end
+
+    def _read_on(self, record: Record, stream: Stream, position: list[int]) -> Iterator[bytes]:
         at_end = False
         while not at_end:
-            try:
-                data, at_end = self.request(self.backend.read, record.id, stream, position[0], CHUNK)
-            except InvalidStateError:
-                if _never_ran(record):
-                    return
-                raise
+            data, at_end = self.read(record, stream, position[0])
             position[0] += len(data)
             yield data
 
@@ -1084,6 +1153,7 @@ class JobSession:
         with self._lock:
             for record in over:
                 self._records.pop(record.id, None)
+                self._taken.discard(record.key)
             for job_id in {record.job_id for record in over if record.job_id in self._arrays}:
                 if all(task._record.id not in self._records for task in self._arrays[job_id].tasks):
                     del self._arrays[job_id]
@@ -1104,9 +1174,18 @@ class JobSession:
             recall(self, [known for known in found if not known.key.startswith(self._key)])
 
     def _note(self, records: Sequence[Record]) -> None:
-        """These changed: write that down soon."""
+        """These changed: write that down soon, and tell who watches."""
         if self._kept is not None:
             self._kept.note(records)
+        self._tell(records)
+
+    def _tell(self, records: Sequence[Record]) -> None:
+        """These may have changed: tell who watches."""
+        for watcher in self._watchers if records else ():
+            try:
+                watcher(records)
+            except Exception:  # noqa: BLE001 - logged
+                log.exception("who watches the session's jobs raised")
 
     # -- the end --
 
@@ -1204,6 +1283,12 @@ class JobSession:
         if self.context.gate is not None:
             self.context.gate.clear()
         self.backend.abandon()
+
+
+def _checked_key(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise InvalidArgumentError(f"{key!r} is no key: lower-case letters and digits, '-' and a number")
+    return key
 
 
 def _check_output(template: JobTemplate) -> None:
@@ -1318,7 +1403,6 @@ _FORKED = "this process was forked from the program that opened the session, whi
 _open_sessions: weakref.WeakSet[JobSession] = weakref.WeakSet()
 
 
-@atexit.register
 def _close_all() -> None:
     for session in list(_open_sessions):
         session.close()

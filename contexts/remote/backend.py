@@ -37,7 +37,7 @@ from wfl.errors import (
     UnsupportedOperationError,
     WflError,
 )
-from wfl.threads import Clock, Pool
+from wfl.threads import Clock, Pool, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,10 +46,14 @@ if TYPE_CHECKING:
     from wfl.contexts.remote.v1 import Info
     from wfl.contexts.undertaker import Undertaker
 
+    _Ready = tuple[Submission, msgspec.Raw]
+
 log = logging.getLogger("wfl")
 
 REQUESTS = 8
 """Requests at once that a session makes."""
+SENDERS = 4
+"""Threads that send files for one submission of many."""
 TRIES = 3
 """Times that output and files of an ended job are asked for, while the server is there, before it ends without them."""
 AGAIN = 1.0
@@ -166,20 +170,32 @@ class RemoteBackend(Backend):
         """Send their files, then start them in as few requests as they fit in."""
         outcomes: dict[str, str | WflError] = {}
         with self._guard.on_its_way():
-            ready: list[tuple[Submission, msgspec.Raw]] = []
-            for submission in submissions:
-                try:
-                    ready.append((submission, self._prepared(submission)))
-                except WflError as error:  # nothing was submitted, so this one never was
-                    outcomes[submission.key] = error
+            ready: list[_Ready] = []
+            for submission, found in zip(submissions, self._all_prepared(submissions), strict=True):
+                if isinstance(found, WflError):
+                    outcomes[submission.key] = found
+                else:
+                    ready.append((submission, found))
             if ready:
                 self._begin([submission.key for submission, _ in ready])
             for some in self._fitting(ready):
                 outcomes.update(self._send(some))
         return [outcomes[submission.key] for submission in submissions]
 
+    def _all_prepared(self, submissions: Sequence[Submission]) -> list[msgspec.Raw | WflError]:
+        """Their templates as the server is to have them. Files are sent in a few threads."""
+
+        def prepare(submission: Submission) -> msgspec.Raw | WflError:
+            try:
+                return self._prepared(submission)
+            except WflError as error:  # nothing was submitted, so this one never was
+                return error
+
+        if len(submissions) > 1 and any(template.sends(submission.template) for submission in submissions):
+            return in_threads(prepare, submissions, SENDERS, "wfl-remote-files")
+        return [prepare(submission) for submission in submissions]
+
     def _prepared(self, submission: Submission) -> msgspec.Raw:
-        """Its template as the server is to have it; its files are there then."""
         self.check(submission.template)
         given = submission.template
         if submission.index is not None:  # an element by itself is a job like any other to the server
@@ -191,11 +207,9 @@ class RemoteBackend(Backend):
             raise InvalidArgumentError(f"the template has {size} bytes, the server takes {most}: use stage_in_files")
         return found
 
-    def _fitting(
-        self, ready: Sequence[tuple[Submission, msgspec.Raw]]
-    ) -> Iterator[list[tuple[Submission, msgspec.Raw]]]:
+    def _fitting(self, ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
         """In pieces that fit into one request."""
-        piece: list[tuple[Submission, msgspec.Raw]] = []
+        piece: list[_Ready] = []
         size = _ROOM
         for submission, found in ready:
             more = len(bytes(found)) + len(submission.key) + _ROOM
@@ -214,7 +228,8 @@ class RemoteBackend(Backend):
         if not self._detach:
             self._journal.add(keys)
 
-    def _send(self, some: Sequence[tuple[Submission, msgspec.Raw]]) -> dict[str, str | WflError]:
+    def _send(self, some: Sequence[_Ready]) -> dict[str, str | WflError]:
+        """One request; that it is refused as a whole says nothing of others."""
         jobs = [(submission.key, found) for submission, found in some]
         submissions = [submission for submission, _ in some]
         with self._expecting(submissions) as new:
@@ -579,12 +594,14 @@ class RemoteBackend(Backend):
 
 
 def _settled(f: Callable[[], list[str | WflError]], count: int) -> list[str | WflError]:
-    """What is certain not to have come of a submission is that it was refused."""
+    """The outcomes of a request; one that was refused, or certainly never made, is the outcome of all that it had."""
     try:
         return f()
-    except UnansweredError as error:
-        if not error.certain:
+    except DrmCommunicationError as error:
+        if not (isinstance(error, UnansweredError) and error.certain):
             raise
+        return [error] * count
+    except WflError as error:
         return [error] * count
 
 

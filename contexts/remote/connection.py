@@ -45,6 +45,8 @@ PASSING = frozenset({408, 425, BUSY, 502, UNAVAILABLE, 504})
 SEVERAL = 3
 """Times that a request is made which the server fails at."""
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+_HEADERS = {"Accept-Encoding": "identity", "Cache-Control": "no-store", "User-Agent": "wfl"}
+"""Lengths are those of what is meant, and answers come from the server."""
 _MOST_WORDS = 500
 """Characters of an answer that is shown to people."""
 _ERRORS = {
@@ -95,7 +97,7 @@ def connected(place: Place, credentials: Credentials, *, fresh: bool = False) ->
         files = ", ".join(filter(None, (*(place.cert or ()), str(place.verify))))
         raise InvalidArgumentError(f"cert or verify cannot be used ({files}): {network.words(error)}") from error
     return httpx.Client(
-        headers={"Accept-Encoding": "identity", "User-Agent": "wfl", **credentials.headers()},
+        headers={**_HEADERS, **credentials.headers()},
         timeout=httpx.Timeout(place.timeout, connect=min(place.timeout, CONNECT)),
         limits=httpx.Limits(
             max_connections=None, max_keepalive_connections=0 if fresh else None, keepalive_expiry=IDLE
@@ -116,7 +118,8 @@ def _trust(place: Place) -> ssl.SSLContext:
     else:
         context = httpx.create_ssl_context(verify=place.verify)
     if place.cert is not None:
-        context.load_cert_chain(*place.cert)
+        key = place.cert[1] if len(place.cert) > 1 else None
+        context.load_cert_chain(place.cert[0], key, password=str)  # none: else OpenSSL would ask at the terminal
     return context
 
 

@@ -147,9 +147,7 @@ def chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def reached(
-    place: Mapping[str, Any], credentials: Mapping[str, Any], protocol: Mapping[str, Any]
-) -> Server:
+def reached(place: Mapping[str, Any], credentials: Mapping[str, Any], protocol: Mapping[str, Any]) -> Server:
     """A server, as the settings say that a helper process is given, too. `protocol`: {"session", "ids"} of version 1,
     or {"base"} of the compatible one.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing, suppress
 from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
 
 from wfl.contexts import staging
 from wfl.contexts.remote import template
@@ -77,7 +78,7 @@ def write_output(api: Api, id: str, wanted: Mapping[Stream, str], directory: Pat
     """
     try:
         for stream, path in wanted.items():
-            file = OutputFile(directory / f"{id}.{stream}")
+            file = OutputFile(directory / file_name(id, stream))
             try:
                 _fetch(api, id, stream, file)
             finally:
@@ -89,6 +90,11 @@ def write_output(api: Api, id: str, wanted: Mapping[Stream, str], directory: Pat
     except (WflError, OSError) as error:
         return f"its output cannot be written: {error}"
     return None
+
+
+def file_name(id: str, *more: object) -> str:
+    """One for a job's file here: what the server calls the job leads to no other directory."""
+    return ".".join(map(str, (quote(id, safe=""), *more)))
 
 
 def _fetch(api: Api, id: str, stream: Stream, file: OutputFile) -> None:

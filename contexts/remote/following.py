@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from wfl.contexts.remote.files import file_name
 from wfl.contexts.spool import OutputFile
 from wfl.errors import WflError
 
@@ -42,7 +43,7 @@ class Followers:
         with self._lock:
             reader = self._readers.setdefault((id, stream), _Reader(self._api, id, stream))
             if reader.wants_stream(offset) and sum(one.follows for one in self._readers.values()) < STREAMS:
-                path = self._directory() / f"{id}.{stream}.{next(self._numbers)}"
+                path = self._directory() / file_name(id, stream, next(self._numbers))
                 reader.follow(path, offset, self._closed)
         return reader.read(offset, limit)
 

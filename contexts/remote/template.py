@@ -46,6 +46,11 @@ def check(template: JobTemplate) -> None:
     checks.targets(template.stage_out_files or {})
 
 
+def sends(template: JobTemplate) -> bool:
+    """Whether it has files that go along."""
+    return bool(template.stage_in_files or template.input_path)
+
+
 def copies_in(template: JobTemplate) -> dict[str, str]:
     """What is to be sent: {target there: absolute source here}. A target with a slash at its end names a directory."""
     local = {target: source for target, source in (template.stage_in_files or {}).items() if is_local(source)}

@@ -218,7 +218,7 @@ class Api:
     @contextmanager
     def events(self, cursor: str | None) -> Iterator[Iterator[bytes]]:
         """The stream of events after a cursor, or from now on. Raises NotThereError where there is no such stream."""
-        headers = {"Accept": _STREAM, "Cache-Control": "no-store", **({"Last-Event-ID": cursor} if cursor else {})}
+        headers = {"Accept": _STREAM, **({"Last-Event-ID": cursor} if cursor else {})}
         question = Question(path=f"{self._session}/events", headers=headers, timeout=QUIET)
         with self.client.stream(question) as response:
             if not response.headers.get("Content-Type", "").startswith(_STREAM):

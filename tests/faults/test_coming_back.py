@@ -153,8 +153,16 @@ def test_two_that_look_at_once_both_hear_of_ends(
     lock = coming._finding = NotedLock()  # type: ignore[assignment]  # noqa: SLF001 - as above
     (directory,) = store.with_name("store.d").glob("wfl/*")
     tasks = known(directory)
+
+    def look(task: Known) -> None:
+        while not (
+            infos := coming.find([task]).infos
+        ):  # one that just leaves is asked again
+            time.sleep(0.05)
+        facts.extend(infos)
+
     threads = [
-        threading.Thread(target=lambda task=task: facts.extend(coming.find([task]).infos), name=name)
+        threading.Thread(target=look, args=(task,), name=name, daemon=True)
         for name, task in zip(("first", "second"), tasks, strict=True)
     ]
     threads[0].start()

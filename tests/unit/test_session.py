@@ -2060,3 +2060,165 @@ def test_submission_holds_all_that_the_system_needs(open_session: Open) -> None:
     assert system.submitted == [Submission(system.submitted[0].key, expected, system.submitted[0].key)]
     assert task.template == expected
     assert task._record.phase == ENDED  # noqa: SLF001 - a job of the fake takes no time
+
+
+# -- keys that a caller has chosen, and who watches ----------------------------------------------------------------
+
+
+def test_a_chosen_key_is_what_the_system_gets(open_session: Open) -> None:
+    """With `keys`, jobs have these keys; the elements of an array have that of the array, a point and the index."""
+    system = FakeSystem()
+    session = open_session(system)
+    keys = [session.new_key(), "0a1b-7"]
+    session.start([JobTemplate(remote_command="x")] * 2, keys=keys)
+    array = session.start_array(JobTemplate(remote_command="x"), range(1, 3), key="c0ffee-1")
+    assert array.id == "c0ffee-1"
+    assert [submission.key for submission in system.submitted] == [*keys, "c0ffee-1.1", "c0ffee-1.2"]
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_key_that_the_ledger_has_is_refused(open_session: Open, reaped: bool) -> None:  # noqa: FBT001
+    """A chosen key starts one job, also from many threads; it is free again when that job is reaped."""
+    system = FakeSystem()
+    session = open_session(system)
+    (first,) = session.start([JobTemplate(remote_command="x")], keys=["ab-1"])
+    first.wait_terminated()
+    if reaped:
+        first.reap()
+        session.start([JobTemplate(remote_command="x")], keys=["ab-1"])
+        assert len(system.submitted) == 2
+        return
+    refused: list[str] = []
+
+    def again() -> None:
+        try:
+            session.start([JobTemplate(remote_command="x")] * 2, keys=["ab-2", "ab-1"])
+        except errors.InvalidArgumentError as error:
+            refused.append(str(error))
+
+    threads = [in_thread(again) for _ in range(4)]
+    for thread in threads:
+        thread.join()
+    assert refused == ["there is a job with the key 'ab-1' already"] * 4
+    assert [submission.key for submission in system.submitted] == ["ab-1"]
+    assert len(session.get_jobs()) == 1
+
+
+def test_one_of_many_threads_has_the_key(open_session: Open) -> None:
+    """Of several that submit with one key at once, one does."""
+    system = FakeSystem()
+    session = open_session(system)
+    won: list[Task] = []
+
+    def race(number: int) -> None:
+        with suppress(errors.InvalidArgumentError):
+            won.extend(session.start([JobTemplate(remote_command="x")], keys=[f"ab-{number // 8}"]))
+
+    threads = [in_thread(partial(race, number)) for number in range(64)]
+    for thread in threads:
+        thread.join()
+    assert len(won) == len(system.submitted) == 8
+
+
+@pytest.mark.parametrize("key", ["", "ab", "ab-", "-1", "AB-1", "ab-1.2", "a b-1", "ab-1\n", "ab_1-1", f"{'a' * 33}-1"])
+def test_what_is_no_key(open_session: Open, key: str) -> None:
+    """A key is lower-case letters and digits, '-' and a number: every system can have that in a name."""
+    session = open_session(FakeSystem())
+    with pytest.raises(errors.InvalidArgumentError, match="is no key"):
+        session.start([JobTemplate(remote_command="x")], keys=[key])
+    with pytest.raises(errors.InvalidArgumentError, match="is no key"):
+        session.start_array(JobTemplate(remote_command="x"), range(2), key=key)
+    assert session.get_jobs() == []
+
+
+def test_keys_that_collide(open_session: Open) -> None:
+    """Twice the same key in one call, an array's key for a job, an element's key: all are refused, nothing starts."""
+    system = FakeSystem()
+    session = open_session(system)
+    session.start_array(JobTemplate(remote_command="x"), range(1, 3), key="ab-1")
+    template = JobTemplate(remote_command="x")
+    with pytest.raises(errors.InvalidArgumentError, match="already"):
+        session.start([template, template], keys=["ab-2", "ab-2"])
+    with pytest.raises(errors.InvalidArgumentError, match="already"):
+        session.start_array(template, range(1), key="ab-1")
+    assert len(system.submitted) == 2
+    assert session.get_job_array("ab-1").tasks[0].id == "1.1"
+
+
+def test_chosen_keys_beside_others_and_those_of_the_store(open_session: Open, tmp_path: Path) -> None:
+    """Keys of jobs without chosen ones, and of jobs that come out of the store, are refused as well."""
+    system, store = FakeSystem(), tmp_path / "store"
+    first = open_session(FakeContext(system, store=store, detach=True))
+    (old,) = first.start([JobTemplate(remote_command="x")], keys=["ab-1"])
+    old.wait_terminated()
+    first.close()
+    session = open_session(FakeContext(system, store=store, detach=True))
+    new = run(session)
+    for key in ("ab-1", new._record.key):  # noqa: SLF001 - seen nowhere else
+        with pytest.raises(errors.InvalidArgumentError, match="already"):
+            session.start([JobTemplate(remote_command="x")], keys=[key])
+    assert len(session.start([JobTemplate(remote_command="x")], keys=["ab-2"])) == 1
+
+
+def test_watching_tells_of_every_change(open_session: Open) -> None:
+    """Who watches is called after each change, outside of the lock, and sees the state that it led to."""
+    system = FakeSystem({"x": Outcome(duration=5)}, auto=False)
+    session = open_session(system)
+    seen: list[JobState] = []
+
+    def watch(records: Sequence[Any]) -> None:
+        free = in_thread(session.get_jobs)  # another thread can have the lock
+        free.join(PATIENCE)
+        assert not free.is_alive()
+        seen.extend(record.state for record in records)
+
+    stop = session.watch(watch)
+    task = run(session)
+    system.advance()
+    task.suspend()
+    task.resume()
+    system.advance(10)
+    stop()
+    run(session)
+    assert [state for state, _ in itertools.groupby(seen)] == [
+        JobState.QUEUED,
+        JobState.RUNNING,
+        JobState.SUSPENDED,
+        JobState.RUNNING,
+        JobState.DONE,
+    ]
+
+
+def test_watching_what_waits_here(open_session: Open) -> None:
+    """What the session itself holds back is told of, too: when it comes, and when it is released."""
+    session = open_session(FakeSystem(without={Capability.HOLD}))
+    seen: list[JobState] = []
+    session.watch(lambda records: seen.extend(record.state for record in records))
+    task = run(session, submit_as_hold=True)
+    assert seen == [JobState.QUEUED_HELD]
+    task.release()
+    task.wait_terminated()
+    until(lambda: seen[-1] is JobState.DONE)
+    assert JobState.QUEUED in seen
+
+
+def test_a_watcher_that_raises(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """What a watcher raises is logged, and keeps nobody else from being told."""
+    session = open_session(FakeSystem())
+    seen: list[int] = []
+    session.watch(lambda _: 1 / 0)
+    session.watch(lambda records: seen.append(len(records)))
+    run(session).wait_terminated()
+    assert seen
+    assert "who watches the session's jobs raised" in caplog.text
+
+
+def test_reading_a_part_of_the_output(open_session: Open) -> None:
+    """`read` gives so many bytes from an offset, and whether that is all for now; nothing of what never started."""
+    session = open_session(FakeSystem({"x": Outcome(output="0123456789")}))
+    task = run(session)
+    task.wait_terminated()
+    held = run(session, start_time=NOW)
+    assert session.read(task._record, "stdout", 2, 3) == (b"234", False)  # noqa: SLF001 - as the job server does
+    assert session.read(task._record, "stdout", 8, 30) == (b"89", True)  # noqa: SLF001
+    assert session.read(held._record, "stdout", 0, 3) == (b"", True)  # noqa: SLF001
