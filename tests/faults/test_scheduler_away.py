@@ -162,8 +162,9 @@ with Workflow(context(detach=False)).raise_for_error() as flow:
     stop.set()
     open(f"{place}/after", "w").close()
     sender.join()
+    patience = time.monotonic() + 120  # for all: what has not ended by then is told as it is
     for job in flow.jobs():
-        job.synchronize(timeout=120)
+        job.synchronize(timeout=max(0.0, patience - time.monotonic()))
     inflight = {f"d{n}": end(task) for n, task in enumerate(during)}
     inflight |= {f"a{n}": end(task) for n, task in enumerate(after)}
     inflight |= {f"e{n}": end(task) for n, task in enumerate(array.tasks, 1)}
