@@ -18,30 +18,42 @@ suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
 make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
 
-# Jobs on clusters mostly wait for their schedulers: these suites run beside the others, one after another for each,
-# with temporary directories of their own, since cases count what is left there.
-beside=()
-lane() { # lane SITES TESTS : beside what follows
-    mkdir "$places/${1%,*}"
-    WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$places/${1%,*} \
-        suite "$1" "$oldest" .venv-oldest "$2 --wfl-sites $1" >"build/tests/$1.log" 2>&1 &
-    beside+=("$!:$1")
+# What mostly waits for its system runs beside the rest, some suites one after another in a lane; each has a temporary
+# directory of its own, since cases count what is left there.
+lanes=() logs=()
+lane() { # lane NAME=TESTS... : these suites, one after another, beside what follows
+    local one
+    for one in "$@"; do logs+=("build/tests/${one%%=*}.log"); done
+    (
+        code=0
+        for one in "$@"; do
+            place=$places/${one%%[,=]*}
+            mkdir "$place"
+            WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place \
+                suite "${one%%=*}" "$oldest" .venv-oldest "${one#*=}" >"build/tests/${one%%=*}.log" 2>&1 || code=1
+        done
+        exit "$code"
+    ) &
+    lanes+=("$!")
 }
-lane slurm,slurm-plain tests/conformance
-lane grid-engine,drmaa tests/conformance
-suite python "$oldest" .venv-oldest "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_*" || failed=1
+schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
+lane "slurm,slurm-plain=tests/conformance --wfl-sites slurm,slurm-plain" "schedulers=${schedulers[*]}"
+lane "grid-engine,drmaa=tests/conformance --wfl-sites grid-engine,drmaa" \
+    "ssh,ssh-user=tests/conformance tests/faults/test_ssh_*.py --wfl-sites ssh,ssh-user"
+suite python "$oldest" .venv-oldest \
+    "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_* --ignore-glob=tests/faults/test_ssh_* \
+    $(printf -- '--ignore=%s ' "${schedulers[@]}")" || failed=1
 # A node of Kubernetes takes all of a small machine for its pods: not beside tests that count time. WFL_KUBERNETES_CASES
 # names less than all.
-lane kubernetes,kubernetes-files "${WFL_KUBERNETES_CASES:-tests/conformance tests/faults/test_kubernetes_*.py}"
+lane "kubernetes,kubernetes-files=${WFL_KUBERNETES_CASES:-tests/conformance tests/faults/test_kubernetes_*.py} \
+    --wfl-sites kubernetes,kubernetes-files"
 suite conformance "$oldest" .venv-oldest \
     "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 if [ "$newest" != "$oldest" ]; then
     suite python "$newest" .venv-newest \
         "tests/unit tests/conformance --wfl-sites process,process-store,fake,fake-asked" || failed=1
 fi
-for one in "${beside[@]}"; do
-    wait "${one%%:*}" || failed=1
-    cat "build/tests/${one#*:}.log"
-done
+for one in "${lanes[@]}"; do wait "$one" || failed=1; done
+cat "${logs[@]}"
 "$oldest" tools/summary.py build/tests || failed=1
 exit "$failed"

@@ -62,6 +62,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("site", chosen, indirect=True, ids=[site.name for site in chosen])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where starting a job takes long, a verb of the chain is tried on two kinds of Job in seven, others on others.
+
+    What a verb does to which kind does not depend on the system. WFL_EVERY=1 has all of them tried everywhere.
+    """
+    if os.environ.get("WFL_EVERY") == "1":
+        return
+    spared = [item for item in items if _is_spared(item)]
+    if spared:
+        config.hook.pytest_deselected(items=spared)
+        items[:] = [item for item in items if item not in set(spared)]
+
+
+def _is_spared(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    site: Any = item.callspec.params.get("site")
+    if "kind" not in item.callspec.indices or site is None or site.latency == 1:
+        return False
+    return (sum(map(ord, item.originalname)) + item.callspec.indices["kind"]) % 7 not in (0, 3)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]

@@ -49,7 +49,8 @@ class Own:
         self.name = name
         self.directory = Path(tempfile.mkdtemp(prefix="wfl-own-"))
         self.directory.chmod(0o755)  # other users may come in
-        self._environment = {**os.environ, "TMPDIR": str(self.directory), "WFL_PORTS": str(_free())}
+        place = str(self.directory)
+        self._environment = {**os.environ, "TMPDIR": place, "WFL_SERVICES": place, "WFL_PORTS": str(_free())}
         run = self._script(f"start-{name}.sh")
         if run.returncode:
             self.close()
