@@ -36,6 +36,7 @@ BUILT_IN = {
     "podman": "wfl.contexts.podman:PodmanContext",
     "process": "wfl.contexts.process:ProcessContext",
     "slurm": "wfl.contexts.batch.slurm:SlurmContext",
+    "ssh": "wfl.contexts.ssh:SshContext",
 }
 """Contexts that come with wfl; others are found by entry points of the group `wfl.contexts`."""
 

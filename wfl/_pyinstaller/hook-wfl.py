@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from PyInstaller.utils.hooks import (  # type: ignore[import-untyped,import-not-found,unused-ignore] # it runs us
+    collect_data_files,
     collect_entry_point,
     collect_submodules,
     get_module_file_attribute,
@@ -10,6 +11,7 @@ from PyInstaller.utils.hooks import (  # type: ignore[import-untyped,import-not-
 
 # Contexts are found by name: wfl's own, and those that other packages announce, with their entry points.
 datas, hiddenimports = collect_entry_point("wfl.contexts")
+datas += collect_data_files("wfl.contexts", includes=["**/*.sh"])
 hiddenimports += collect_submodules("wfl.contexts")
 # What loads a scheduler's libdrmaa is itself only loaded when that is there, so no import statement has it.
 if find_spec("drmaa"):
