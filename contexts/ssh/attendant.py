@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TOGETHER = 64
 """Jobs in one request, which become one pipeline of processes."""
 HERE = "here"
+NO_ORDERS = "its orders did not arrive"
 NOBODY = "nobody"
 """The owner of jobs that outlive their program."""
 
@@ -60,6 +61,11 @@ class Room(msgspec.Struct, frozen=True, gc=False):
     def path(self, kind: str, key: str) -> str:
         """The file of this kind for a job."""
         return f"{self.root}/{path_of(key)}/{kind}"
+
+    def input(self, key: str) -> str:
+        """The file for a job's standard input, which comes before its directory is made."""
+        program, _, number = key.rpartition("-")
+        return f"{self.root}/{program}/in.{number}"
 
 
 class Hello(msgspec.Struct, frozen=True, gc=False):
@@ -112,9 +118,12 @@ def enter(shell_directory: str, session: str, *, make: bool = True) -> str:
 
 
 def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: str) -> str:
-    """Make the jobs' directories, and start them, all of these or none; `owner` is who ends them."""
+    """Make the jobs' directories, and start them, all of these or none; `owner` is who ends them.
+
+    One that `w_forbid` has made before keeps them from it.
+    """
     room = Room(hello.root)
-    lines = [f"mkdir -p {' '.join(path_of(one.key) for one in submissions)}"]
+    lines = [f"mkdir {' '.join(path_of(one.key) for one in submissions)}"]
     for one in submissions:
         path = path_of(one.key)
         lines += [
@@ -141,7 +150,7 @@ def job_script(submission: Submission, room: Room, hello: Hello) -> str:
     given = submission.template
     joined = given.join_files or (given.output_path and given.output_path == given.error_path)
     paths: dict[str, Any] = {
-        "input_path": room.path("in", submission.key) if given.input_path else None,
+        "input_path": room.input(submission.key) if given.input_path else None,
         "output_path": os.devnull if given.output_path == os.devnull else None,
         "error_path": os.devnull if given.error_path == os.devnull and not joined else None,
     }
@@ -160,7 +169,7 @@ def job_script(submission: Submission, room: Room, hello: Hello) -> str:
         words = f"priority {given.priority} means a niceness that this user may not set there"
         last = [f'[ "$(nice -n {nicer} nice)" = "$(($(nice) + {nicer}))" ] || wfl_refuse {shlex.quote(words)}', noted]
         by += f"nice -n {nicer} "
-    return script(entry, room, number="", last=last, by=by)
+    return script(entry, room, number="", last=[*last, 'umask "$w_umask"'], by=by)
 
 
 def _job(submission: Submission) -> str:
@@ -188,6 +197,11 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     record: str | None = None
     ours: bool = True  # of this boot, so that its times can be told
     host: str | None = None
+
+    @property
+    def never_began(self) -> bool:
+        """Whether `w_forbid` came before its orders."""
+        return self.record is not None and self.record.startswith(f"refused {NO_ORDERS}")
 
 
 def seen(line: str) -> Seen:

@@ -9,6 +9,7 @@
 # What it tells goes through a named pipe, which all that tell something open: lines of up to PIPE_BUF bytes stay whole
 # there. One `cat` carries them into the connection. Who waits for a job's end writes it down first and then looks for
 # pipes, and who makes a new pipe looks for ends afterwards: so no end is missed.
+w_umask=$(umask) # the user's own, which jobs have
 umask 077
 w_tab=$(printf '\t')
 w_say() { printf '%s\n' "$*" >&9; }
@@ -54,8 +55,7 @@ w_begin() { # open the way back, and tell who this is
     rm -f -- "$w_tell"
     mkfifo -m 600 "$w_tell" || w_fail 'no named pipe can be made'
     exec 9<>"$w_tell"
-    cat <"$w_tell" 9>&- &
-    trap w_end EXIT
+    { cat <"$w_tell"; w_end; } 9>&- & # which ends with this shell, however that does
     w_say "hello$w_tab$w_host$w_tab$w_boot$w_tab$w_up$w_tab$(date +%s)$w_tab$(uname -s -m)$w_tab$w_group$w_tab$HOME$w_tab$PWD"
 }
 w_end() { # nobody listens any more
@@ -106,7 +106,8 @@ w_watch() {
     cd .. && rmdir -- "$OLDPWD" 2>/dev/null
 }
 w_beat() { printf '%s\n' "$2" >"beat.$w_host.$1"; } # OWNER WORD: it lives
-w_beats() { # REQUEST OWNER WORD
+w_beats() { # REQUEST OWNER WORD LEASE: the same; who guards that is gone where it has ended the jobs meanwhile
+    w_guard "$2" "$4"
     w_beat "$2" "$3"
     w_say "+ $1"
 }
@@ -159,6 +160,16 @@ w_command() { # NUMBER: its command's process, if that is there still
     w_lives "$w_process" "$w_ticks"
 }
 
+w_forbid() { # REQUEST OWNER JOB...: the same of jobs whose orders may still be on their way: what is not there never begins
+    w_request=$1 w_by=$2
+    shift 2
+    for w_n; do
+        mkdir -- "$w_n" 2>/dev/null || continue
+        printf '%s\n' "$w_by" >"$w_n/by"
+        printf 'refused its orders did not arrive\n.\n' >"$w_n/end"
+    done
+    w_look "$w_request" "$@"
+}
 w_look() { # REQUEST JOB...: where these are
     w_request=$1
     shift
@@ -304,6 +315,9 @@ w_drop_dead() { # what nobody waits for any more will never write down its end
 }
 w_remove() { # JOB...: their directories, though the shell of one may be at its last words
     [ $# -gt 0 ] || return 0
+    for w_n; do
+        rm -f -- "${w_n%/*}/in.${w_n#*/}"
+    done
     for w_try in 1 2 3 4 5; do
         rm -rf -- "$@" 2>/dev/null && return
         sleep 0.1 2>/dev/null || sleep 1

@@ -60,6 +60,8 @@ LOWEST, HIGHEST = -19, 20
 """Priorities: niceness the other way round."""
 REQUESTS = 8
 """Requests to hosts at once, and threads that copy files."""
+ASKED = 200
+"""Jobs in one question."""
 RECONCILE = 60.0
 """Seconds between two looks at all jobs of a host: what waited for one may have been killed, and tells nothing."""
 BEATS = 15.0
@@ -78,12 +80,13 @@ _AFTER = {Action.SUSPEND: JobState.SUSPENDED, Action.RESUME: JobState.RUNNING}
 class _Job:
     """What is known here of one job."""
 
-    __slots__ = ("ended", "finishing", "key", "line", "missed", "own", "started", "template")
+    __slots__ = ("ended", "finishing", "holds", "key", "line", "missed", "own", "started", "template")
 
     def __init__(self, key: str, template: JobTemplate, line: Line | None, *, own: bool) -> None:
         self.key, self.template, self.line, self.own = key, template, line, own
         self.started = not own  # the host has taken it
         self.ended = self.finishing = False
+        self.holds: Line | None = None  # where its slots are taken
         self.missed = 0.0  # since when it should have begun
 
     @property
@@ -118,6 +121,9 @@ class SshBackend(Backend):
         self._waiting: deque[Submission] = deque()
         self._followed: dict[Line, set[str]] = {line: set() for line in self._lines}
         self._owned: dict[Line, set[str]] = {line: set() for line in self._lines}
+        self._leased: set[Line] = set()  # hosts that wait for signs of life
+        self._used: dict[Line, int] = dict.fromkeys(self._lines, 0)
+        self._out: set[Line] = set()  # hosts that another attempt is made to reach
         self._looked: dict[Line, float] = {}
         self._owner = attendant.NOBODY if detach else os.urandom(8).hex()
         self._lock = threading.RLock()
@@ -193,6 +199,7 @@ class SshBackend(Backend):
                 self._forget(one.key)
                 error = problem
                 candidates.remove(line)
+                self._try_again(line)
             else:
                 return line
         raise error
@@ -201,31 +208,35 @@ class SshBackend(Backend):
         """Give the job room on one of these; None where there is none, and it waits."""
         job = _Job(one.key, one.template, None, own=True)
         with self._lock:
-            used = self._used()
-            free = [line for line in candidates if self._has_room(line, used, job.slots)]
-            job.line = min(free, key=lambda line: self._load(line, used), default=None)
+            free = [line for line in candidates if self._has_room(line, job.slots)]
+            job.line = min(free, key=lambda line: (line.failed is not None, self._load(line)), default=None)
             self._jobs[one.key] = job
             if job.line is None:
                 self._waiting.append(one)
+            else:
+                self._hold(job, job.line)
             return job.line
 
-    def _used(self) -> dict[Line, int]:
-        used: dict[Line, int] = {}
-        for job in self._jobs.values():
-            if job.line is not None and not job.ended:
-                used[job.line] = used.get(job.line, 0) + job.slots
-        return used
-
-    def _has_room(self, line: Line, used: Mapping[Line, int], slots: int) -> bool:
+    def _has_room(self, line: Line, slots: int) -> bool:
         size = self._slots[line.name]
-        return size is None or used.get(line, 0) + slots <= size
+        return size is None or self._used[line] + slots <= size
 
-    def _load(self, line: Line, used: Mapping[Line, int]) -> float:
-        return used.get(line, 0) / (self._slots[line.name] or 1)
+    def _load(self, line: Line) -> float:
+        return self._used[line] / (self._slots[line.name] or 1)
+
+    def _hold(self, job: _Job, line: Line | None) -> None:
+        """Its slots are taken there, and nowhere else any more (with the lock held)."""
+        if job.holds is not None:
+            self._used[job.holds] -= job.slots
+        job.holds = line
+        if line is not None:
+            self._used[line] += job.slots
 
     def _forget(self, key: str) -> None:
         with self._lock:
-            self._jobs.pop(key, None)
+            job = self._jobs.pop(key, None)
+            if job is not None:
+                self._hold(job, None)
 
     def _start(self, line: Line, submissions: Sequence[Submission]) -> dict[str, Outcome]:
         """On one host; a lost connection is raised, as nobody knows then. What its files prevent is not begun."""
@@ -280,10 +291,10 @@ class SshBackend(Backend):
         """Directories for these programs' jobs there; known to its attendant since the last connection."""
         for program in programs:
             if program not in self._owned[line]:
-                words = (program, self._owner, self._lease)
-                line.ask(lambda number, words=words: attendant.call("w_own", number, *words))  # type: ignore[misc]
+                line.ask(partial(_call, "w_own", program, self._owner, self._lease))
                 with self._lock:
                     self._owned[line].add(program)
+                    self._leased.add(line)
                     self._followed[line].add(program)
 
     def _fill(self, line: Line, hello: attendant.Hello, some: Sequence[Submission]) -> list[WflError | None]:
@@ -298,7 +309,7 @@ class SshBackend(Backend):
         place = posixpath.join(hello.home, given.working_directory or "")
         todo = {posixpath.join(place, target): source for target, source in (given.stage_in_files or {}).items()}
         if given.input_path:
-            todo[room.path("in", one.key)] = given.input_path
+            todo[room.input(one.key)] = given.input_path
         problem: WflError | None = None
         for attempt in range(COPIES):
             try:
@@ -331,7 +342,7 @@ class SshBackend(Backend):
         """Take in what a host says of a job, however often."""
         with self._lock:
             job = self._jobs.get(one.key)
-            if job is None or job.ended or job.finishing or job.line not in (line, None):
+            if job is None or job.ended or job.finishing or job.line not in (line, None) or one.never_began:
                 return
             job.line = line
             if one.where == "elsewhere":
@@ -382,6 +393,7 @@ class SshBackend(Backend):
             if job.ended:
                 return
             job.ended = True
+            self._hold(job, None)
         self._report([info])
         self._move_up()
 
@@ -437,17 +449,26 @@ class SshBackend(Backend):
         with self._lock:
             self._followed[line].clear()
             self._owned[line].clear()
-        self._pool.submit(partial(self._come_back, line))
+        self._try_again(line)
+
+    def _try_again(self, line: Line) -> None:
+        """In a thread of its own, until the host is reached, if anybody may want it."""
+        with self._lock:
+            if line in self._out or line.up or not (len(self._lines) > 1 or self._unended(line)):
+                return
+            self._out.add(line)
+        threading.Thread(target=self._come_back, args=(line,), name="wfl-ssh-again", daemon=True).start()
 
     def _come_back(self, line: Line) -> None:
-        while not self._closed.is_set() and self._unended(line):
-            try:
-                line.connected()
-            except WflError as error:
-                log.debug("%s: %s", line.name, error)
-                self._closed.wait(0.2)
-            else:
-                return
+        try:
+            while not self._closed.wait(line.rest()):
+                with suppress(WflError):
+                    line.connected()
+                    self._move_up()
+                    return
+        finally:
+            with self._lock:
+                self._out.discard(line)
 
     def _back(self, line: Line) -> None:
         """Connected again: find every job there."""
@@ -463,21 +484,28 @@ class SshBackend(Backend):
         with suppress(DrmCommunicationError):
             self._look(line, self._unended(line))
 
-    def _look(self, line: Line, keys: Sequence[str]) -> list[attendant.Seen]:
-        """Ask a host where these are, and be told of their ends from now on."""
+    def _look(self, line: Line, keys: Sequence[str], *, forbid: bool = False) -> list[attendant.Seen]:
+        """Ask a host where these are, and be told of their ends from now on.
+
+        With `forbid` own jobs whose orders were not answered, and are not there, never begin: else a connection that
+        was lost might still bring them.
+        """
         if not keys:
             return []
         line.connected()
         with self._lock:
             new = set(attendant.programs(keys)) - self._followed[line]
+            unsure = {key for key in keys if forbid and (job := self._jobs.get(key)) and not job.started}
         if new:
-            line.ask(lambda number: attendant.call("w_follow", number, *sorted(new)))
+            line.ask(partial(_call, "w_follow", *sorted(new)))
             with self._lock:
                 self._followed[line] |= new
-        found: list[attendant.Seen] = []
-        for start in range(0, len(keys), 200):
-            paths = [attendant.path_of(key) for key in keys[start : start + 200]]
-            found += map(attendant.seen, line.ask(lambda number, paths=paths: attendant.call("w_look", number, *paths)))  # type: ignore[misc]
+        said: list[str] = []
+        for some in _parts(sorted(unsure)):
+            said += line.ask(partial(_call, "w_forbid", self._owner, *some))
+        for some in _parts([key for key in keys if key not in unsure]):
+            said += line.ask(partial(_call, "w_look", *some))
+        found = [attendant.seen(text) for text in said]
         for one in found:
             self._learn(line, one)
         return found
@@ -488,9 +516,9 @@ class SshBackend(Backend):
         if now - self._looked.setdefault(line, now) > RECONCILE:
             self._looked[line] = now
             self._pool.submit(partial(self._reconcile, line))
-        if not (self._lease and self._owned[line]):
+        if not self._lease or line not in self._leased or self._closed.is_set():
             return None
-        return attendant.call("w_beats", 0, self._owner, f"{now:.0f}")
+        return attendant.call("w_beats", 0, self._owner, f"{now:.2f}", self._lease)
 
     def _move_up(self) -> None:
         """There may be room for what waits."""
@@ -506,8 +534,11 @@ class SshBackend(Backend):
             try:
                 (outcome,) = self.submit([one])
             except DrmCommunicationError:
-                continue  # it is looked for when the host is there again
-            if isinstance(outcome, WflError):
+                with self._lock:  # whether it is there is seen when the host is
+                    self._jobs[one.key].started = True
+            else:
+                if not isinstance(outcome, WflError):
+                    continue
                 self._report([ended(one.key, sub_state="launch_failure", annotation=str(outcome))])
 
     # -- control and output --
@@ -546,8 +577,9 @@ class SshBackend(Backend):
         failures: dict[str, WflError] = {}
         left = list(keys)
         for _ in range(TRIES):
-            paths = [attendant.path_of(key) for key in left]
-            said = line.ask(lambda number, paths=paths: attendant.call("w_signal", number, _SIGNALS[action], *paths))  # type: ignore[misc]
+            said = [
+                text for some in _parts(left) for text in line.ask(partial(_call, "w_signal", _SIGNALS[action], *some))
+            ]
             told = {attendant.key_of(path): how for _, _, path, how in (text.split("\t") for text in said)}
             over = [key for key, how in told.items() if how == "over"]
             failures |= {key: InvalidStateError(f"{key}: cannot {action.value}: it has ended") for key in over}
@@ -603,9 +635,8 @@ class SshBackend(Backend):
                 groups.setdefault(job.line, []).append(id)
         for line, keys in groups.items():
             line.connected()
-            for start in range(0, len(keys), 200):
-                paths = [attendant.path_of(key) for key in keys[start : start + 200]]
-                line.ask(lambda number, paths=paths: attendant.call("w_reap", number, *paths))  # type: ignore[misc]
+            for some in _parts(keys):
+                line.ask(partial(_call, "w_reap", *some))
         for id in ids:
             self._forget(id)
 
@@ -643,12 +674,12 @@ class SshBackend(Backend):
                 unsure[task.key] = {job.line} if job.line is not None else set(self._lines)
         for line in self._lines:
             try:
-                found = self._look(line, [key for key, lines in unsure.items() if line in lines])
+                found = self._look(line, [key for key, lines in unsure.items() if line in lines], forbid=True)
             except WflError as error:
                 log.info("%s: %s", line.name, error)
                 continue
             for one in found:
-                if one.where in ("gone", "elsewhere"):
+                if one.where in ("gone", "elsewhere") or one.never_began:
                     unsure[one.key].discard(line)
                 else:
                     self._is_here(one.key, line)
@@ -671,6 +702,8 @@ class SshBackend(Backend):
         with self._lock:
             if (job := self._jobs.get(key)) is not None:
                 job.line, job.started = line, True
+                if not job.ended:
+                    self._hold(job, line)
 
     # -- the end --
 
@@ -702,13 +735,13 @@ class SshBackend(Backend):
     def _leave(self, line: Line, *, end: bool) -> None:
         line.connected()
         if not end:
-            line.ask(lambda number: attendant.call("w_leave_all", number, self._owner))
+            line.ask(partial(_call, "w_leave_all", self._owner))
             return
         doomed = [job for job in self._jobs.values() if job.line is line and job.own and not job.ended]
         if wanted := [job for job in doomed if _output_files(job.template)]:
             self._kill_and_write(line, wanted)
         keep = "keep" if self._keep else "nothing"
-        line.ask(lambda number: attendant.call("w_close", number, self._owner, keep), timeout=self._speaks.timeout + 10)
+        line.ask(partial(_call, "w_close", self._owner, keep), timeout=self._speaks.timeout + 10)
 
     def _kill_and_write(self, line: Line, jobs: Collection[_Job]) -> None:
         """What they wrote until now is kept where it is wanted."""
@@ -740,6 +773,18 @@ _LOST: Mapping[str, tuple[Any, str]] = {
     "rebooted": ("node_failure", "{} was started anew while it ran"),
     "ended": ("lost", "{} says that it has ended, and nothing else"),
 }  # fmt: skip
+
+
+def _call(name: str, *words: object) -> str:
+    """For `Line.ask`, which has the last word: the number of the request, which comes first."""
+    *told, number = words
+    return attendant.call(name, number, *told)
+
+
+def _parts(keys: Sequence[str]) -> list[list[str]]:
+    """The paths of jobs, as many together as are asked about at once."""
+    paths = [attendant.path_of(key) for key in keys]
+    return [paths[start : start + ASKED] for start in range(0, len(paths), ASKED)]
 
 
 def _detached(client: paramiko.SFTPClient, root: str) -> Iterator[str]:

@@ -87,6 +87,10 @@ class Line:
         self._pauses = PAUSE[0]
         self._thread: threading.Thread | None = None
 
+    def rest(self) -> float:
+        """Seconds until another attempt to connect makes sense."""
+        return max(0.05, self._retry - time.monotonic())
+
     # -- to and fro --
 
     @property
