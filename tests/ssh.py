@@ -121,3 +121,21 @@ def reached() -> Sshd:
     if reason := found.why_not():
         lacking(reason)
     return found
+
+
+def home(directory: Path) -> dict[str, str]:
+    """Make this the home of programs that are to log in: it knows node1, with the ordinary user, and node2, with root.
+
+    HOME for them. Skips, or fails, where there is no sshd that answers.
+    """
+    service = reached()
+    lines = [
+        f"Host node1\n    User {service.user}",
+        "Host node2\n    User root",
+        f"Host node*\n    HostName {service.host}\n    Port {service.port}",
+        f'    IdentityFile "{service.key}"\n    IdentitiesOnly yes',
+        f"    UserKnownHostsFile {service.known_hosts}\n    GlobalKnownHostsFile /dev/null",
+    ]
+    (directory / ".ssh").mkdir(mode=0o700)
+    (directory / ".ssh" / "config").write_text("\n".join([*lines, ""]))
+    return {"HOME": str(directory)}

@@ -116,7 +116,7 @@ class SshContext(Context):
 def clean(session_name: str, context: SshContext) -> int:
     """End all jobs that programs have left behind in a session on the context's hosts, and remove what is kept there.
 
-    Returns how many jobs there were. Those of a program that is still at work in this session end too.
+    Returns how many had not ended. Those of a program that is still at work in this session end too.
     """
     import msgspec
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from wfl.backend import Known, Submission
+from wfl.contexts import checks
 from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import WHOLE, Entry, read_end
 from wfl.contexts.batch.script import quoted, script
@@ -141,8 +142,8 @@ def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: 
 
 
 def call(name: str, *words: object) -> str:
-    """One call of one of its functions."""
-    return f"{name} {' '.join(quoted(str(word)) for word in words)}\n"
+    """One call of one of its functions, of which nothing is done before all of it is there."""
+    return f"{{ {name} {' '.join(quoted(str(word)) for word in words)}; }}\n"
 
 
 def job_script(submission: Submission, room: Room, hello: Hello) -> str:
@@ -179,9 +180,14 @@ def _job(submission: Submission) -> str:
             "key": submission.key,
             "job_id": submission.job_id,
             "index": submission.index,
-            "template": json.loads(submission.template.to_json()),
+            "template": json.loads(_without_ours(submission.template).to_json()),
         }
     )
+
+
+def _without_ours(template: JobTemplate) -> JobTemplate:
+    """What a host may say of a job: not which files of this side are read or written for it."""
+    return template.replace(**dict.fromkeys(checks.HERE))
 
 
 # -- what is told --
@@ -245,7 +251,7 @@ def remembered(text: bytes) -> Known:
     """What a job's file tells a program that comes back."""
     said = json.loads(text.decode("utf-8", "surrogateescape"))
     template = JobTemplate.from_json(json.dumps(said["template"]))
-    return Known(said["key"], said["key"], template, job_id=said["job_id"], index=said["index"])
+    return Known(said["key"], said["key"], _without_ours(template), job_id=said["job_id"], index=said["index"])
 
 
 def programs(keys: Iterable[str]) -> list[str]:

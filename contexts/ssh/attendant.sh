@@ -55,11 +55,13 @@ w_begin() { # open the way back, and tell who this is
     rm -f -- "$w_tell"
     mkfifo -m 600 "$w_tell" || w_fail 'no named pipe can be made'
     exec 9<>"$w_tell"
-    { cat <"$w_tell"; w_end; } 9>&- & # which ends with this shell, however that does
+    # Both end with this shell, however that does; until then the second takes what can be told to nobody any more.
+    { cat; cat >/dev/null; w_end; } <"$w_tell" 9>&- &
     w_say "hello$w_tab$w_host$w_tab$w_boot$w_tab$w_up$w_tab$(date +%s)$w_tab$(uname -s -m)$w_tab$w_group$w_tab$HOME$w_tab$PWD"
 }
 w_end() { # nobody listens any more
     rm -f -- "$w_tell" */"$w_tell"
+    rmdir -- */ 2>/dev/null
     w_gone=$PWD
     cd .. && rmdir -- "$w_gone" 2>/dev/null
 }
@@ -83,13 +85,14 @@ w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when
 w_guard() { # OWNER LEASE: one for each host and owner, which outlives the connection
     { read -r w_guardian w_ticks <"guard.$w_host.$1"; } 2>/dev/null && w_lives "$w_guardian" "$w_ticks" && return
     w_beat "$1" begun
-    { ( w_watch "$1" "$2" & ) </dev/null >/dev/null 2>&1 9>&-; } 2>/dev/null
+    w_rest=$( ( w_watch "$1" "$2" & ) </dev/null 2>/dev/null 9>&-) # until it is known who that is: there is one only
 }
 w_watch() {
     trap '' HUP INT QUIT
     trap - EXIT
     w_self
     printf '%s %s\n' "$w_pid" "$w_ticks" >"guard.$w_host.$1"
+    exec >/dev/null
     w_step=$(($2 / 10 + 1)) w_last= w_quiet=0
     [ "$w_step" -le 10 ] || w_step=10
     while sleep "$w_step" && { read -r w_heard <"beat.$w_host.$1"; } 2>/dev/null; do
@@ -100,6 +103,7 @@ w_watch() {
         if [ "$w_quiet" -ge "$2" ]; then
             w_end_all "$1"
             w_bye "$1"
+            break
         fi
     done
     rm -f -- "guard.$w_host.$1"
@@ -137,8 +141,9 @@ w_text() { # $1/end in one line
 }
 
 w_ticks_of() { # PID: when it began, in the system's own count, with which its number is its name for ever
-    w_ticks= w_state=
-    { read -r w_stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+    w_ticks= w_state= w_stat=
+    # A program's name may have line breaks.
+    { while read -r w_line; do w_stat="$w_stat $w_line"; done <"/proc/$1/stat"; } 2>/dev/null || return 1
     w_fields "$w_stat"
 }
 w_fields() {
@@ -146,7 +151,9 @@ w_fields() {
     w_state=$1 w_ticks=${20}
 }
 w_lives() { # PID TICKS
-    if [ -n "$2" ]; then
+    if [ -z "$1" ]; then
+        return 1
+    elif [ -n "$2" ]; then
         w_ticks_of "$1" && [ "$w_ticks" = "$2" ] && [ "$w_state" != Z ]
     else
         kill -0 "$1" 2>/dev/null
@@ -256,20 +263,22 @@ w_below() { # PROCESS: it and all below it, into w_all
         done
     done
 }
-w_others() { # SIGNAL NUMBER...: to those that left their group, by the directory in their environment
+w_others() { # SIGNAL JOB...: to those that left their group, by the directory in their environment
     w_sig=$1
     shift
-    [ -r /proc/self/environ ] && [ $# -gt 0 ] || return 0
-    w_here_is=$PWD
-    w_patterns=
-    for w_n; do
-        w_patterns="$w_patterns
-WFL_JOB_DIRECTORY=$w_here_is/$w_n/"
-    done
-    w_patterns=${w_patterns#?}
-    for w_file in $(w_having "$w_patterns"); do
-        w_file=${w_file#/proc/}
-        kill -s "$w_sig" "${w_file%/environ}" 2>/dev/null
+    [ -r /proc/self/environ ] || return 0
+    while [ $# -gt 0 ]; do
+        w_patterns= w_count=0
+        while [ $# -gt 0 ] && [ "$w_count" -lt 500 ]; do # what fits into one word of a command
+            w_patterns="$w_patterns
+WFL_JOB_DIRECTORY=$PWD/$1/"
+            w_count=$((w_count + 1))
+            shift
+        done
+        for w_file in $(w_having "${w_patterns#?}"); do
+            w_file=${w_file#/proc/}
+            kill -s "$w_sig" "${w_file%/environ}" 2>/dev/null
+        done
     done
 }
 w_having() { # LINES: the environments with one of these; some greps see nothing behind a NUL
@@ -289,9 +298,9 @@ w_jobs() { # OWNER: all of its jobs that are here or not begun, or with '*' thos
         { read -r w_by <"$w_n/by"; } 2>/dev/null
         [ "$w_by" = "$1" ] || [ "$1" = '*' ] && [ -d "$w_n" ] || continue
         w_at "$w_n"
-        case $w_home in before | there) continue ;; esac
+        [ "$w_home" != there ] || continue
         w_found="$w_found $w_n"
-        [ -s "$w_n/end" ] || w_left="$w_left $w_n"
+        [ "$w_home" = before ] || [ -s "$w_n/end" ] || w_left="$w_left $w_n"
     done
 }
 w_end_all() { # OWNER: end all of it that runs here
@@ -316,7 +325,7 @@ w_drop_dead() { # what nobody waits for any more will never write down its end
 w_remove() { # JOB...: their directories, though the shell of one may be at its last words
     [ $# -gt 0 ] || return 0
     for w_n; do
-        rm -f -- "${w_n%/*}/in.${w_n#*/}"
+        rm -f -- "${w_n%/*}/in.${w_n#*/}" "${w_n%/*}/.in.${w_n#*/}."*
     done
     for w_try in 1 2 3 4 5; do
         rm -rf -- "$@" 2>/dev/null && return
@@ -324,16 +333,20 @@ w_remove() { # JOB...: their directories, though the shell of one may be at its 
     done
     rm -rf -- "$@"
 }
-w_sweep() { # programs that have no jobs
+w_sweep() { # programs that have no jobs, and that nobody else is at work with
     for w_program in */; do
         set -- "$w_program"[0-9]*
-        [ -d "$1" ] || rm -f -- "$w_program"tell.*
+        [ ! -d "$1" ] || continue
+        for w_old in "$w_program"tell.*; do
+            [ -p "$w_old" ] && [ "${w_old#*/}" != "$w_tell" ] || rm -f -- "$w_old"
+        done
         rmdir -- "$w_program" 2>/dev/null
     done
     return 0
 }
-w_close() { # REQUEST OWNER KEEP: end all of it, and leave nothing but what is to be kept
+w_close() { # REQUEST OWNER KEEP: end all of it, with what jobs left running, and leave nothing but what is to be kept
     w_end_all "$2"
+    w_others KILL $w_found
     [ "$3" = keep ] || w_remove $w_found
     w_bye "$2"
     w_sweep

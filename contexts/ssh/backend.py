@@ -415,8 +415,11 @@ class SshBackend(Backend):
                 trouble = f"its output and files cannot be had: {error}"
                 if self._closed.wait(AGAIN * 4**attempt):
                     break
-                with suppress(WflError):
+                try:
                     line.connected()
+                except WflError:
+                    self._put_off(job, line)
+                    return
             except (WflError, OSError) as error:
                 trouble = str(error)
                 break
@@ -425,11 +428,19 @@ class SshBackend(Backend):
             info = info.replace(state=state, annotation=info.annotation or trouble)
         self._end(job, info)
 
+    def _put_off(self, job: _Job, line: Line) -> None:
+        """The host is away: it tells of this end once more when it is back."""
+        with self._lock:
+            job.finishing = False
+        self._try_again(line)
+        if line.up:  # it has just come, and was looked at without this job
+            self._reconcile(line)
+
     def _write_output(self, job: _Job, line: Line) -> None:
         for stream, path in _output_files(job.template).items():
             with open(os.dup(checks.PASSED[path]) if path in checks.PASSED else path, "wb") as file:
                 offset = 0
-                while piece := self._read(job, line, stream, offset, 1 << 20):
+                while piece := self._read_once(job, line, stream, offset, 1 << 20):
                     file.write(piece)
                     offset += len(piece)
 
@@ -609,6 +620,15 @@ class SshBackend(Backend):
         return data, len(data) < limit
 
     def _read(self, job: _Job, line: Line, stream: Stream, offset: int, limit: int) -> bytes:
+        """Again where the connection was lost: whoever follows the output is not to notice."""
+        for attempt in range(COPIES):
+            with suppress(DrmCommunicationError):
+                return self._read_once(job, line, stream, offset, limit)
+            if self._closed.wait(AGAIN * 4**attempt):
+                break
+        return self._read_once(job, line, stream, offset, limit)
+
+    def _read_once(self, job: _Job, line: Line, stream: Stream, offset: int, limit: int) -> bytes:
         hello = line.connected()
         room = attendant.Room(hello.root)
         path = room.path("out" if stream == "stdout" else "err", job.key)
@@ -720,7 +740,10 @@ class SshBackend(Backend):
 
         def one(line: Line) -> None:
             try:
-                self._leave(line, end=end)
+                try:
+                    self._leave(line, end=end)
+                except DrmCommunicationError:  # over this connection, which may be the one that was lost
+                    self._leave(line, end=end)
             except WflError as error:
                 log.debug("%s: %s", line.name, error)
                 unreached.append(line)
@@ -762,10 +785,7 @@ class SshBackend(Backend):
         self._guard.abandon()
 
 
-_REMOVED = (
-    "its directory on {} is not there any more: somebody removed it, or the host ended it, as nothing was heard of "
-    "this program for longer than its lease"
-)
+_REMOVED = "its directory on {} is not there any more: somebody removed it"
 _LOST: Mapping[str, tuple[Any, str]] = {
     "gone": ("lost", _REMOVED),
     "unknown": ("lost", "it never began on {}"),

@@ -234,10 +234,9 @@ class _Strict(paramiko.MissingHostKeyPolicy):
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         del client
         login = self._login
-        to = f"{'-p ' + str(login.port) + ' ' if login.port != PORT_22 else ''}{login.user}@{login.host}"
         raise SessionManagementError(
             f"{login.name}: the key of {hostname} is not known: {key.get_name()} {fingerprint(key)}. Compare it with "
-            f"what the host's administrators say, then log in once by `ssh {to}`, which asks and adds it to "
+            f"what the host's administrators say, then log in once by `{login.by_hand}`, which asks and adds it to "
             f"{login.known_hosts[0] if login.known_hosts else '~/.ssh/known_hosts'}"
         )
 
@@ -269,4 +268,7 @@ def _told(login: Login, refusal: str = "it refuses") -> Iterator[None]:
     except paramiko.ChannelException as error:
         raise DeniedByDrmsError(f"{login.name}: {refusal}: {error.text}") from error
     except (OSError, EOFError, paramiko.SSHException) as error:
+        if "No authentication methods" in str(error):
+            words = f"{login.name}: no key for {login.place}: name one (identity_file=…, IdentityFile), or ssh-add"
+            raise DeniedByDrmsError(words) from error
         raise DrmCommunicationError(f"{login.name}: {login.place} cannot be reached: {network.words(error)}") from error

@@ -99,7 +99,7 @@ def _nothing(*_: object) -> None:
 
 
 def clean_host(login: Login, speaks: Speaks) -> int:
-    """End all jobs of a session on one host, and remove its directory; how many jobs there were."""
+    """End all jobs of a session on one host, and remove its directory; how many had not ended."""
     try:
         (said,) = with_line(
             login, speaks, lambda line: line.ask(lambda number: attendant.call("w_clean", number), timeout=2 * ANSWER)

@@ -86,6 +86,7 @@ class Line:
         self._retry = 0.0
         self._pauses = PAUSE[0]
         self._thread: threading.Thread | None = None
+        self._unanswered: float | None = None  # since when; what is heard of ends is no answer: it may be one way only
 
     def rest(self) -> float:
         """Seconds until another attempt to connect makes sense."""
@@ -214,28 +215,27 @@ class Line:
 
     def _listen(self, channel: paramiko.Channel, buffer: bytearray) -> None:
         channel.settimeout(self._pause)
-        quiet, said = False, time.monotonic()
+        said, self._unanswered = time.monotonic(), None
         while True:
             *lines, rest = bytes(buffer).split(b"\n")
             buffer[:] = rest
             for line in lines:
                 self._hear(line.decode("utf-8", "surrogateescape"))
+            if self._unanswered is not None and time.monotonic() - self._unanswered > self._pause:
+                log.warning("%s: nothing was answered for %g s, connecting again", self.name, 2 * self._pause)
+                return
             if time.monotonic() - said > self._pause:
                 self._say_that_we_live(channel)
                 said = time.monotonic()
+                self._unanswered = self._unanswered or said
             try:
                 piece = channel.recv(PIECE)
             except TimeoutError:
-                if quiet:
-                    log.warning("%s: nothing was heard for %g s, connecting again", self.name, 2 * self._pause)
-                    return
-                quiet = True
                 continue
             except (OSError, EOFError):
                 return
             if not piece:
                 return
-            quiet = False
             buffer += piece
 
     def _say_that_we_live(self, channel: paramiko.Channel) -> None:
@@ -247,6 +247,7 @@ class Line:
         kind, _, rest = line.partition(" ")
         if kind in ("+", "-"):
             number, _, words = rest.partition(" ")
+            self._unanswered = None
             with self._lock:
                 answer = self._waiting.pop(int(number), None)
                 lines = self._answers.pop(int(number), [])

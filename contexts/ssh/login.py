@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import paramiko
+from msgspec import structs
 
 from wfl.errors import InvalidArgumentError
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PORT = 22
+DEFAULT = "~/.ssh/config"
 _DEEP = 16
 """Files that may include one another, as ssh_config(5) has it."""
+_JUMPS = 8
 _NAME = re.compile(r"(?:(?P<user>[^@]+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:@\s]+))(?::(?P<port>\d+))?")
 
 
@@ -37,11 +40,18 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     jumps: tuple[Login, ...] = ()
     only_these_keys: bool = False
     agent: str | None = None  # a socket; None: SSH_AUTH_SOCK, "none": no agent
+    config: str | None = None
 
     @property
     def place(self) -> str:
         """For people."""
         return f"{self.user}@{self.host}:{self.port}"
+
+    @property
+    def by_hand(self) -> str:
+        """How a person logs in to it."""
+        file = f"-F {self.config} " if self.config not in (None, DEFAULT) else ""
+        return f"ssh {file}{f'ssh://{self.name}' if ':' in self.name else self.name}"
 
 
 def logins(names: tuple[str, ...], config: str | None, *, key: str | None, known_hosts: str | None) -> list[Login]:
@@ -57,27 +67,36 @@ class Book:
     """A configuration file with all that it includes, then the machine's own."""
 
     def __init__(self, path: str | None) -> None:
-        self._config = paramiko.SSHConfig()
+        self._path = path
+        self._lines: list[str] = []
         if path is not None:
-            lines = [*_lines(os.path.expanduser(path), os.path.expanduser("~/.ssh"))]
-            lines += ["Host *", *_lines("/etc/ssh/ssh_config", "/etc/ssh")]
-            try:
-                self._config = paramiko.SSHConfig.from_text("\n".join(lines))
-            except (paramiko.SSHException, ValueError) as error:
-                raise InvalidArgumentError(f"{path}: {error}") from error
+            self._lines = [*_lines(os.path.expanduser(path), os.path.expanduser("~/.ssh"))]
+            self._lines += ["Host *", *_lines("/etc/ssh/ssh_config", "/etc/ssh")]
 
-    def login(self, name: str, *, key: str | None, known_hosts: str | None, jumps: bool = True) -> Login:
+    def _lookup(self, host: str, user: str | None, port: str | None) -> Mapping[str, Any]:
+        """What the file says of a host; what was given with its name comes first, in its tokens, too."""
+        given = [f"User {user}"] * bool(user) + [f"Port {port}"] * bool(port)
+        try:
+            return paramiko.SSHConfig.from_text("\n".join(["Host *", *given, "Host *", *self._lines])).lookup(host)
+        except (paramiko.SSHException, ImportError, ValueError) as error:
+            raise InvalidArgumentError(f"host {host!r}: {self._path} cannot be used: {error}") from error
+
+    def login(self, name: str, *, key: str | None, known_hosts: str | None, depth: int = 0) -> Login:
         """What one name means."""
+        if depth > _JUMPS:
+            raise InvalidArgumentError(f"host {name!r}: its ProxyJump leads in a circle: {self._path}")
         found = _NAME.fullmatch(name)
         if found is None:
             raise InvalidArgumentError(f"host {name!r}: expected [user@]host[:port], [user@][address]:port or a Host")
         given = found["host"] or found["bracketed"]
-        try:
-            said: Mapping[str, Any] = self._config.lookup(given)
-        except (paramiko.SSHException, ImportError) as error:
-            raise InvalidArgumentError(f"host {name!r}: its configuration cannot be used: {error}") from error
+        said = self._lookup(given, found["user"], found["port"])
         keys = (key,) if key else tuple(said.get("identityfile", ()))
-        through = said.get("proxyjump") if jumps and said.get("proxyjump", "none") != "none" else None
+        through = said.get("proxyjump") if said.get("proxyjump", "none") != "none" else None
+        way = [
+            self.login(one.strip(), key=key, known_hosts=known_hosts, depth=depth + 1)
+            for one in (through or "").split(",")
+            if one.strip()
+        ]
         command = said.get("proxycommand")
         return Login(
             name=name,
@@ -89,13 +108,10 @@ class Book:
             known_as=said.get("hostkeyalias"),
             known_hosts=_known_hosts(said, known_hosts),
             command=command if command and command != "none" else None,
-            jumps=tuple(
-                self.login(one.strip(), key=key, known_hosts=known_hosts, jumps=False)
-                for one in (through or "").split(",")
-                if one.strip()
-            ),
+            jumps=tuple(hop for one in way for hop in (*one.jumps, structs.replace(one, jumps=()))),
             only_these_keys=key is not None or said.get("identitiesonly", "no").lower() == "yes",
             agent=_agent(said.get("identityagent")),
+            config=self._path,
         )
 
 

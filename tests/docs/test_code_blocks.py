@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ssh
 from tests.clusters import SCHEDULERS, jobs_of, reached
 from tests.containers import address, settings_of
 from tests.docs.blocks import Block, blocks_of, needs_of
@@ -92,12 +93,19 @@ def test_python_blocks_run(page: Path, chapter: int, tmp_path: Path) -> None:
     hosts: dict[str, str] = {}
     needs = needs_of(page, chapter)
     for name in needs:
-        hosts |= reached(name) if name in SCHEDULERS else daemon(name)
+        hosts |= way_to(name, tmp_path)
     lay_out(page, tmp_path)
     script = str(Path(__file__).with_name("blocks.py"))
     run([sys.executable, "-W", "error", script, str(page), str(chapter)], tmp_path, **hosts)
     for name in SCHEDULERS & {*needs}:
         wait_until(f"{name} has none of its jobs", lambda name=name: not jobs_of(tmp_path, name))  # type: ignore[misc]
+
+
+def way_to(name: str, home: Path) -> dict[str, str]:
+    """The variables that lead to a system, for code at home in a directory. Skips, or fails, where there is none."""
+    if name == "sshd":
+        return ssh.home(home)
+    return reached(name) if name in SCHEDULERS else daemon(name)
 
 
 def daemon(name: str) -> dict[str, str]:

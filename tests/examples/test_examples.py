@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import ssh
 from tests.clusters import reached
 from tests.containers import NAMES, address, lacking, settings_of
 
@@ -21,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MAIN = "digits.py"
 CONTAINERS = "containers.py"
 KUBERNETES = "kubernetes_matrix.py"
+HOSTS = "ssh_hosts.py"
 STEPS = {"digits_tasks.py", "digits_report.py", "containers_calls.py"}
 """Run by the main example, and by the one with containers."""
 NEEDED = ("sklearn", "matplotlib")
@@ -56,6 +58,17 @@ PROMISES = {
         r"32 MiB were not enough for a=1366 c=150889",
         r"a=1366 c=150889: 714025",
         r"the best is a=1366 c=150889; each tenth of its range has 71402 to 71403 of the numbers",
+    ],
+    "ssh_hosts.py": [
+        r"25 degrees: 55\.5 m",
+        r"29 degrees: 57\.84 m",
+        r"33 degrees: 59\.23 m",
+        r"37 degrees: 59\.74 m",
+        r"41 degrees: 59\.44 m",
+        r"45 degrees: 58\.36 m",
+        r"49 degrees: 56\.54 m",
+        r"the best is 37: it goes up to 16\.2 m, in 3\.6 s",
+        r"flights on each host: node1 [2-5], node2 [2-5]",
     ],
     "matrix.py": [r"24 combinations; the cheapest is x=2 y=-1 z=5 with 5"],
     "branches.py": [r"job 1: result 1", r"job 2: result 2", r"job 3: result 3", r"both branches have ended"],
@@ -172,7 +185,7 @@ def test_example_opens_with_a_sentence(example: str) -> None:
     assert sentence[-1] in ".?"
 
 
-@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN, CONTAINERS, KUBERNETES}))
+@pytest.mark.parametrize("example", sorted({*FOUND} - STEPS - {MAIN, CONTAINERS, KUBERNETES, HOSTS}))
 def test_example_prints_what_it_promises(example: str, tmp_path: Path) -> None:
     """An example prints its promised lines and no others, without a warning, and cleans up behind itself."""
     lines = run(example, tmp_path).splitlines()
@@ -215,6 +228,34 @@ def test_kubernetes_matrix_without_a_cluster(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(rf"no cluster here: .*{nowhere}.*no such file.*kubeconfig.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("said", ["by arguments", "by WFL_CONTEXT"])
+def test_ssh_hosts(said: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """On two real hosts: both have work, files go there and come back, and nothing is left behind, here or there."""
+    variables = ssh.home(tmp_path_factory.mktemp("home"))
+    homes = [ssh.settings().home, Path.home()]
+    arguments = ["node1", "node2"] if said == "by arguments" else []
+    if not arguments:
+        variables["WFL_CONTEXT"] = f"ssh?hosts=node1,node2&slots=2&session_name={tmp_path.name}"
+    lines = run(HOSTS, tmp_path, *arguments, **variables).splitlines()
+    assert len(lines) == len(PROMISES[HOSTS]), lines
+    for line, pattern in zip(lines, PROMISES[HOSTS], strict=True):
+        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+    assert list(tmp_path.iterdir()) == []
+    assert not [path for home in homes for path in home.glob("flights-*")]
+
+
+def test_ssh_hosts_without_a_host(tmp_path: Path) -> None:
+    """Where no host can be reached, the example says so in one line, with the host's name."""
+    if importlib.util.find_spec("paramiko") is None:
+        lacking("paramiko is not in this environment")
+    done = attempt(["-W", "error", str(EXAMPLES / HOSTS), "nobody@127.0.0.1:1"], tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(r"7 of 7 have failed: nobody@127\.0\.0\.1:1: .* cannot be reached: .*\n", done.stderr), (
+        done.stderr
+    )
 
 
 def test_streaming_is_not_late(tmp_path: Path) -> None:
