@@ -35,6 +35,7 @@ BUILT_IN = {
     "pbs": "wfl.contexts.batch.pbs:PbsContext",
     "podman": "wfl.contexts.podman:PodmanContext",
     "process": "wfl.contexts.process:ProcessContext",
+    "remote": "wfl.contexts.remote:RemoteContext",
     "slurm": "wfl.contexts.batch.slurm:SlurmContext",
     "ssh": "wfl.contexts.ssh:SshContext",
 }

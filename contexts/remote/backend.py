@@ -295,7 +295,7 @@ class RemoteBackend(Backend):
         with self._lock:
             self._jobs.update((job.id, job) for job in new)
             early = [told for job in new if (told := self._early.pop(job.id, None)) is not None]
-        self._hear(early)
+        self._take(early, 0)
 
     # -- what the server tells --
 
@@ -374,14 +374,14 @@ class RemoteBackend(Backend):
                 infos.append(ended(id, sub_state="lost", annotation=words, finish_time=datetime.now(UTC)))
         self._report(infos)
 
-    def _look_soon(self, ids: Sequence[str]) -> None:
-        def look() -> None:
-            try:
-                self._look(ids)
-            except WflError as error:  # the next connection brings it up
-                log.debug("remote: %s", error)
+    def _look_now(self, ids: Sequence[str]) -> None:
+        try:
+            self._look(ids)
+        except WflError as error:  # it will be told, or the next connection brings it up
+            log.debug("remote: %s", error)
 
-        self._pool.submit(look)
+    def _look_soon(self, ids: Sequence[str]) -> None:
+        self._pool.submit(lambda: self._look_now(ids))
 
     # -- ends --
 
@@ -425,7 +425,7 @@ class RemoteBackend(Backend):
             mended = self._done_before(failed.failures, action) if failed.doubtful else set()
             failures.update((id, error) for id, error in failed.failures.items() if id not in mended)
             if action not in _ENDING:
-                self._look(known)
+                self._look_now(known)
         return failures
 
     def _done_before(self, failures: Mapping[str, WflError], action: Action) -> set[str]:
@@ -563,12 +563,12 @@ class RemoteBackend(Backend):
             return 0
         server = reached(**self._where())
         try:
-            over = end_now(server, list(alive), [job.key for job in alive.values()]) if alive else {}
+            over, left = end_now(server, list(alive), [job.key for job in alive.values()]) if alive else ({}, 0)
             for id, info in over.items():
                 self._save(alive[id], info)
             if not self._keep:
                 server.remove([id for id in own if id in over or id not in alive])
-            return len(alive) - len(over)
+            return left
         except WflError as error:
             log.debug("remote: ending the jobs of this program: %s", error)
             return len(alive)

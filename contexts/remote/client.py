@@ -174,6 +174,8 @@ class Client:
                 self._read(response)
                 raise self._refusal(response)
             self._streams.add(response)
+            if self._stopped.is_set():  # who hangs up may just have done so
+                connection.cut(response)
             try:
                 yield response
             except (httpx.HTTPError, httpx.StreamError) as error:

@@ -23,7 +23,7 @@ from wfl.drmaa2 import Capability, JobInfo, JobTemplate
 from wfl.errors import UnsupportedAttributeError, UnsupportedOperationError, WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from wfl.contexts.remote.settings import Credentials, Place
     from wfl.contexts.undertaker import Undertaker
@@ -183,10 +183,10 @@ class CompatibleBackend(Backend):
         server = reached(**self._where())
         try:
             there = {id: info for id, info in server.look(alive).items() if not info.state.ended}
-            over: Mapping[str, JobInfo] = end_now(server, list(there), list(there)) if there else {}
+            over, left = end_now(server, list(there), list(there)) if there else ({}, 0)
             if not self._keep:
                 server.remove([id for id in ids if id not in there or id in over])
-            return len(there) - len(over)
+            return left
         except WflError as error:
             log.debug("remote: ending the jobs of this program: %s", error)
             return len(alive)

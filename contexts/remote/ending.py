@@ -157,23 +157,27 @@ def reached(place: Mapping[str, Any], credentials: Mapping[str, Any], protocol: 
     return Compatible(client, protocol["base"])
 
 
-def end_now(server: Server, ids: Sequence[str], names: Sequence[str]) -> dict[str, JobInfo]:
-    """Kill jobs and wait for a while until they have ended; those that have. Raises what the server says."""
+def end_now(server: Server, ids: Sequence[str], names: Sequence[str]) -> tuple[dict[str, JobInfo], int]:
+    """Kill jobs and wait for a while until they have ended: those that have, and how many have not.
+
+    Raises what the server says.
+    """
     server.kill(ids)
     return _await_ends(lambda: server.look(names), ids)
 
 
-def _await_ends(look: Callable[[], Mapping[str, JobInfo]], ids: Sequence[str]) -> dict[str, JobInfo]:
+def _await_ends(look: Callable[[], Mapping[str, JobInfo]], ids: Sequence[str]) -> tuple[dict[str, JobInfo], int]:
     until = time.monotonic() + PATIENCE
     over: dict[str, JobInfo] = {}
+    left = 0
     for pause in pauses(_LOOKS):
         found = look()
         over = {id: found[id] for id in ids if id in found and found[id].state.ended}
-        left = [id for id in ids if id in found and id not in over]
+        left = sum(id in found and id not in over for id in ids)  # what is not there has no end to come
         if not left or time.monotonic() > until:
             break
         time.sleep(pause)
-    return over
+    return over, left
 
 
 def remove_all(place: Place, credentials: Credentials, session: str) -> int:

@@ -116,7 +116,9 @@ class Listener:
     def join(self) -> None:
         """Wait until it has ended, after `closed` was set and the connection was cut."""
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(PATIENCE)
+            self._thread.join(
+                0.1 if self._polls else PATIENCE
+            )  # a question that waits for its answer is left to itself
 
     def _follow(self) -> None:
         tries = pauses(RECONNECT)
@@ -171,9 +173,10 @@ class Listener:
         parser, silent, began = Parser(), True, time.monotonic()
         try:
             with self._api.events(self._cursor) as pieces:
-                self._connected()
                 for piece in pieces:
-                    silent = False
+                    if silent:  # from here on nothing is missed: the headers may come before the server listens itself
+                        silent = False
+                        self._connected()
                     for event in parser.feed(piece):
                         self._event(event)
                     self._look_sometimes()

@@ -98,6 +98,10 @@ def compatible(said: Mapping[str, Any]) -> JobInfo:
     }
     if not state.ended:
         return fact(id=id, state=state, **more)
+    if (
+        more["dispatch_time"] and more["finish_time"]
+    ):  # exact, where the protocol has whole seconds for the time between
+        more["wallclock_time"] = max(timedelta(0), more["finish_time"] - more["dispatch_time"])
     return _over(id, state, told, more)
 
 

@@ -70,6 +70,16 @@ PROMISES = {
         r"the best is 37: it goes up to 16\.2 m, in 3\.6 s",
         r"flights on each host: node1 [2-5], node2 [2-5]",
     ],
+    "remote_server.py": [
+        r"the first words: hello from the server",
+        r"counted there, read here: \['2', '(to|be)'\]",
+        r"squares: \[1, 4, 9, 16, 25\]",
+        r"failed with exit status 7: no such luck",
+        r"as it is written: line 1",
+        r"as it is written: line 2",
+        r"as it is written: line 3",
+        r"the server has ended with status 0",
+    ],
     "matrix.py": [r"24 combinations; the cheapest is x=2 y=-1 z=5 with 5"],
     "branches.py": [r"job 1: result 1", r"job 2: result 2", r"job 3: result 3", r"both branches have ended"],
     "retry.py": [

@@ -119,11 +119,14 @@ def test_task_numbers_run_on() -> None:
         ]
 
 
+_NEEDED = {"ssh": {"hosts": "somewhere"}, "remote": {"base_url": "https://somewhere"}}
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contexts of wfl are found by the name that they bear, with no look at what is installed (that is slow)."""
     monkeypatch.delattr(importlib.metadata, "entry_points")
-    needed = {"ssh": {"hosts": "somewhere"}}.get(name, {})
+    needed = _NEEDED.get(name, {})
     context = Context.named(name, session_name="mine", **needed)
     assert type(context).__name__.lower() == f"{name}context"
     assert (context.name, context.session_name) == (name, "mine")
