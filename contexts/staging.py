@@ -29,7 +29,7 @@ _END = bytes(2 * _BLOCK)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of the system that say that something is used up."""
 _MODE = 0o777
-_DEEPEST = 400
+DEEPEST = 400
 """Directories in one another that are taken in: what makes and removes them calls itself for each."""
 
 
@@ -270,8 +270,8 @@ class _Archive:
         depth = len(self._top)
         if name.startswith("/") or ".." in parts or parts[:depth] != self._top:
             raise _RefusedError(f"the archive has a name that leads out of it: {name}")
-        if len(parts) > _DEEPEST:
-            raise _RefusedError(f"the archive has more than {_DEEPEST} directories in one another")
+        if len(parts) > DEEPEST:
+            raise _RefusedError(f"the archive has more than {DEEPEST} directories in one another")
         return parts[depth:]
 
     def _link(self, path: str, below: list[str], text: str) -> None:

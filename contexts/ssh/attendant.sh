@@ -49,18 +49,21 @@ w_enter() { # DIRECTORY SESSION: go to the session's directory, which is made wi
 
 w_begin() { # open the way back, and tell who this is
     for w_old in tell."$w_host".*; do
-        [ -p "$w_old" ] && ! kill -0 "${w_old##*.}" 2>/dev/null && rm -f -- "$w_old" */"$w_old"
+        [ -p "$w_old" ] && ! kill -0 "${w_old##*.}" 2>/dev/null || continue
+        rm -f -- "$w_old" */"$w_old" "at.$w_host."*".${w_old##*.}"
     done
     w_tell=tell.$w_host.$$
     rm -f -- "$w_tell"
     mkfifo -m 600 "$w_tell" || w_fail 'no named pipe can be made'
     exec 9<>"$w_tell"
+    w_self
+    w_me="$w_pid $w_ticks"
     # Both end with this shell, however that does; until then the second takes what can be told to nobody any more.
     { cat; cat >/dev/null; w_end; } <"$w_tell" 9>&- &
     w_say "hello$w_tab$w_host$w_tab$w_boot$w_tab$w_up$w_tab$(date +%s)$w_tab$(uname -s -m)$w_tab$w_group$w_tab$HOME$w_tab$PWD"
 }
 w_end() { # nobody listens any more
-    rm -f -- "$w_tell" */"$w_tell"
+    rm -f -- "$w_tell" */"$w_tell" "at.$w_host."*".$$"
     rmdir -- */ 2>/dev/null
     w_gone=$PWD
     cd .. && rmdir -- "$w_gone" 2>/dev/null
@@ -74,7 +77,7 @@ w_follow() { # REQUEST PROGRAM...: tell of the jobs of these, too
     w_say "+ $w_request"
 }
 w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when nothing is heard of it for so long
-    if mkdir -p -- "$2" && ln -sf "../$w_tell" "$2/$w_tell"; then
+    if mkdir -p -- "$2" && ln -sf "../$w_tell" "$2/$w_tell" && printf '%s\n' "$w_me" >"at.$w_host.$3.$$"; then
         [ "$4" = 0 ] || w_guard "$3" "$4"
         w_say "+ $1"
     else
@@ -344,7 +347,14 @@ w_sweep() { # programs that have no jobs, and that nobody else is at work with
     done
     return 0
 }
+w_alone() { # OWNER: what its other connections still bring comes too late: who would carry it out ends
+    for w_old in "at.$w_host.$1."*; do
+        { read -r w_other w_since <"$w_old" && [ "$w_other" != "$$" ] && w_lives "$w_other" "$w_since"; } || continue
+        kill -9 "$w_other"
+    done 2>/dev/null
+}
 w_close() { # REQUEST OWNER KEEP: end all of it, with what jobs left running, and leave nothing but what is to be kept
+    w_alone "$2"
     w_end_all "$2"
     w_others KILL $w_found
     [ "$3" = keep ] || w_remove $w_found
@@ -363,7 +373,7 @@ w_clean() { # REQUEST: end all of all owners, and remove it
     w_say "x$w_tab$1$w_tab$(($# - 1))"
     w_end_all '*'
     w_remove $w_found
-    rm -f -- beat.* guard.*
+    rm -f -- beat.* guard.* at.*
     w_sweep
     w_say "+ $1"
 }

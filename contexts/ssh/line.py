@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
+import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import attendant
@@ -26,8 +27,6 @@ from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManageme
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import paramiko
-
     from wfl.contexts.ssh.login import Login
 
 log = logging.getLogger("wfl")
@@ -35,6 +34,8 @@ log = logging.getLogger("wfl")
 PAUSE = (0.2, 30.0)
 """Seconds between two attempts to connect: the first pause, and the longest."""
 PIECE = 1 << 16
+LOST = (OSError, EOFError, paramiko.SSHException)
+"""What paramiko raises where a connection is lost."""
 ATTACHED = "xrfg"
 """First letters of lines that belong to an answer, whose number comes next."""
 
@@ -134,7 +135,7 @@ class Line:
                 ) from error
         except BaseException as error:
             connection.close()
-            if isinstance(error, OSError):
+            if isinstance(error, LOST):
                 raise DrmCommunicationError(f"{self.name}: {network.words(error)}") from error
             raise
         again = self.hello is not None
@@ -168,7 +169,7 @@ class Line:
             if connection is not None:
                 connection.close()  # the reader sees that, and what was asked for is settled anew
             raise DrmCommunicationError(f"{self.name} does not answer") from error
-        except OSError as error:
+        except LOST as error:
             if connection is not None:
                 connection.close()  # half of a request may have been sent
             raise DrmCommunicationError(f"{self.name}: the connection was lost") from error
@@ -232,7 +233,7 @@ class Line:
                 piece = channel.recv(PIECE)
             except TimeoutError:
                 continue
-            except (OSError, EOFError):
+            except LOST:
                 return
             if not piece:
                 return
@@ -240,7 +241,7 @@ class Line:
 
     def _say_that_we_live(self, channel: paramiko.Channel) -> None:
         request = self._beat(self)
-        with self._sending, suppress(OSError):
+        with self._sending, suppress(*LOST):
             channel.sendall(_bytes(request or "w_say '+ 0'\n"))
 
     def _hear(self, line: str) -> None:

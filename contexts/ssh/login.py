@@ -22,7 +22,9 @@ DEFAULT = "~/.ssh/config"
 _DEEP = 16
 """Files that may include one another, as ssh_config(5) has it."""
 _JUMPS = 8
-_NAME = re.compile(r"(?:(?P<user>[^@]+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:@\s]+))(?::(?P<port>\d+))?")
+_NAME = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@\s/]+)@)?(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<host>[^:@\s/]+))(?::(?P<port>\d+))?"
+)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +92,9 @@ class Book:
             raise InvalidArgumentError(f"host {name!r}: expected [user@]host[:port], [user@][address]:port or a Host")
         given = found["host"] or found["bracketed"]
         said = self._lookup(given, found["user"], found["port"])
+        host, user = said.get("hostname", given), found["user"] or said.get("user") or getpass.getuser()
+        port = _port(name, found["port"] or said.get("port", PORT))
+        tokens = {"n": given, "h": host, "p": str(port), "r": user}
         keys = (key,) if key else tuple(said.get("identityfile", ()))
         through = said.get("proxyjump") if said.get("proxyjump", "none") != "none" else None
         way = [
@@ -100,43 +105,63 @@ class Book:
         command = said.get("proxycommand")
         return Login(
             name=name,
-            host=said.get("hostname", given),
-            port=int(found["port"] or said.get("port", PORT)),
-            user=found["user"] or said.get("user") or getpass.getuser(),
+            host=host,
+            port=port,
+            user=user,
             keys=tuple(os.path.expanduser(path) for path in keys),
-            certificates=tuple(os.path.expanduser(path) for path in _several(said.get("certificatefile"))),
+            certificates=tuple(_filled(path, tokens) for path in _several(said.get("certificatefile"))),
             known_as=said.get("hostkeyalias"),
-            known_hosts=_known_hosts(said, known_hosts),
+            known_hosts=_known_hosts(said, known_hosts, tokens),
             command=command if command and command != "none" else None,
-            jumps=tuple(hop for one in way for hop in (*one.jumps, structs.replace(one, jumps=()))),
+            jumps=(*(way[0].jumps if way else ()), *(structs.replace(one, jumps=()) for one in way)),
             only_these_keys=key is not None or said.get("identitiesonly", "no").lower() == "yes",
-            agent=_agent(said.get("identityagent")),
+            agent=_agent(said.get("identityagent"), tokens),
             config=self._path,
         )
 
 
-def _agent(said: str | None) -> str | None:
+def _port(name: str, given: str | int) -> int:
+    try:
+        port = int(given)
+    except ValueError:
+        port = 0
+    if not 0 < port < 1 << 16:
+        raise InvalidArgumentError(f"host {name!r}: its port is {given}")
+    return port
+
+
+def _filled(text: str, tokens: Mapping[str, str]) -> str:
+    """A path with its tokens and variables, where paramiko leaves them as they are."""
+    known = {"%": "%", "d": os.path.expanduser("~"), "u": getpass.getuser(), **tokens}
+    text = re.sub("%(.)", lambda found: known.get(found[1], found[0]), text)
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], ""), text))
+
+
+def _agent(said: str | None, tokens: Mapping[str, str]) -> str | None:
     if said is None or said == "SSH_AUTH_SOCK":
         return None
-    if said.startswith("$"):
+    if said.startswith("$") and not said.startswith("${"):
         return os.environ.get(said[1:], "none")
-    return os.path.expanduser(said)
+    return _filled(said, tokens) or "none"
 
 
-def _known_hosts(said: Mapping[str, Any], given: str | None) -> tuple[str, ...]:
+def _known_hosts(said: Mapping[str, Any], given: str | None, tokens: Mapping[str, str]) -> tuple[str, ...]:
     if given is not None:
         return (os.path.expanduser(given),)
     user = said.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     system = said.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
-    return tuple(os.path.expanduser(path) for path in f"{user} {system}".split())
+    return tuple(_filled(path, tokens) for path in f"{user} {system}".split())
 
 
 def _several(said: str | list[str] | None) -> list[str]:
     return [] if said is None else [said] if isinstance(said, str) else said
 
 
-def _lines(path: str, place: str, deep: int = 0) -> Iterator[str]:
-    """Of a file and of those that it includes, where it does; of one that is not there, none."""
+def _lines(path: str, place: str, deep: int = 0, block: str = "Host *") -> Iterator[str]:
+    """Of a file and of those that it includes, where it does; of one that is not there, none.
+
+    `block` is what its first lines are for. One that is included may be for other hosts from some line on.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
@@ -146,9 +171,12 @@ def _lines(path: str, place: str, deep: int = 0) -> Iterator[str]:
         raise InvalidArgumentError(f"{path}: {error.strerror}") from error
     for line in lines:
         word, _, rest = line.strip().replace("=", " ", 1).partition(" ")
+        if word.lower() in ("host", "match"):
+            block = line
         if word.lower() != "include":
             yield line
         elif deep < _DEEP:
             for pattern in rest.split():
                 for one in sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern.strip('"'))))):
-                    yield from _lines(one, place, deep + 1)
+                    yield from _lines(one, place, deep + 1, block)
+                    yield block

@@ -9,12 +9,12 @@ import os
 import posixpath
 import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import paramiko
 
 from wfl.contexts import network
-from wfl.contexts.staging import arriving, check_link
+from wfl.contexts.staging import DEEPEST, FULL, arriving, check_link
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Copies:
         """`mark` is in the names of what is still on its way."""
         self._files, self._mark = files, mark
         self._sent: dict[str, os.stat_result] = {}  # by the name on its way: the source, as it was then
+        self._arrived = 0  # bytes
 
     # -- there --
 
@@ -80,7 +81,7 @@ class Copies:
         """Beside its place, going on behind what is there of an earlier attempt, then over what is there."""
         place, name = posixpath.split(target)
         beside = posixpath.join(place, f".{name[:200]}.{self._mark}")
-        with open(source, "rb") as file:
+        with open(source, "rb", opener=_at_once) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise InvalidArgumentError(f"{source} is no file, directory or link")
@@ -88,12 +89,10 @@ class Copies:
             self._sent[beside] = before
             file.seek(begin)
             with client.open(beside, "r+" if begin else "w") as remote:
-                remote.set_pipelined(True)
                 remote.seek(begin)
-                while piece := file.read(PIECE):
-                    remote.write(piece)
+                written = _write(remote, file)
             after = os.fstat(file.fileno())
-            if not _same(before, after) or _size(client, beside) != before.st_size:
+            if not (written and _same(before, after) and _size(client, beside) == before.st_size):
                 client.remove(beside)
                 if not _same(before, after):
                     raise InvalidArgumentError(f"{source} changed while it was read")
@@ -107,55 +106,89 @@ class Copies:
     def get(self, source: str, target: str) -> None:
         """A file or a directory to here, as `staging.arriving` has it; links that lead out of it are refused.
 
-        Tries again where the connection broke off, for as long as `files` gives another one.
+        Tries again where the connection broke off, for as long as `files` gives another one, and more arrives by it.
         """
         with arriving(source, target) as arrived, _naming(source, target):
+            before = -1
             while True:
                 try:
                     with self._files() as client:
                         self._get(client, source, arrived)
-                except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError):
+                except (*_BROKEN, OSError) as error:
+                    if not _is_broken(error) or self._arrived == before:
+                        raise
+                    before = self._arrived
                     continue  # `files` raises where there is no other connection
                 return
 
     def _get(self, client: paramiko.SFTPClient, source: str, arrived: str) -> None:
+        """Links are made last: nothing that the host tells, now or in another attempt, can be written through one."""
         todo = [(source, arrived, 0)]
         directories = []
+        links = {}
         while todo:
             there, here, depth = todo.pop()
             found = client.lstat(there) if depth else client.stat(there)
             kind = found.st_mode or 0
+            if depth > DEEPEST:
+                raise InvalidArgumentError(f"more than {DEEPEST} directories are in one another: {there}")
             if stat.S_ISDIR(kind):
                 os.makedirs(here, exist_ok=True)
                 directories.append((here, found))
-                for name in sorted(client.listdir(there)):
+                for name in sorted(set(client.listdir(there))):
                     if "/" in name or name in ("", ".", ".."):
                         raise InvalidArgumentError(f"{there} has an entry {name!r}")
                     todo.append((posixpath.join(there, name), os.path.join(here, name), depth + 1))
             elif stat.S_ISLNK(kind):
                 text = client.readlink(there) or ""
                 check_link(there, depth, text)
-                if not os.path.islink(here):
-                    os.symlink(text, here)
+                links[here] = text
             elif stat.S_ISREG(kind):
                 self._get_file(client, there, here, found)
             else:
                 raise InvalidArgumentError(f"{there} is no file, directory or link")
+        for here, text in links.items():
+            os.symlink(text, here)
         for here, found in reversed(directories):
             _dress_here(here, found, more=stat.S_IRWXU)
 
     def _get_file(self, client: paramiko.SFTPClient, source: str, target: str, found: paramiko.SFTPAttributes) -> None:
         size = found.st_size or 0
         with open(target, "ab") as file, client.open(source, "r") as remote:
-            begin = file.tell()
-            if begin < size:
-                remote.seek(begin)
-                remote.prefetch(size, AHEAD)
-                while file.tell() < size and (piece := remote.read(min(PIECE, size - file.tell()))):
-                    file.write(piece)
+            ahead = file.tell()
+            remote.seek(ahead)
+            while file.tell() < size:
+                if file.tell() >= ahead:
+                    ahead = min(size, file.tell() + AHEAD * PIECE)
+                    remote.prefetch(ahead)
+                piece = remote.read(min(PIECE, ahead - file.tell()))
+                if not piece:
+                    break
+                file.write(piece)
+                self._arrived += len(piece)
             if file.tell() != size:
                 raise InvalidArgumentError(f"{source} became shorter while it was read")
         _dress_here(target, found)
+
+
+def _write(remote: paramiko.SFTPFile, file: BinaryIO) -> bool:
+    """All that is left of a file here; whether the host says that it has all of it.
+
+    Many pieces are under way at once, and of those paramiko looks at answers now and then only: with the last one it
+    waits for all.
+    """
+    piece = file.read(PIECE)
+    try:
+        while piece:
+            following = file.read(PIECE)
+            remote.set_pipelined(bool(following))
+            remote.write(piece)
+            piece = following
+    except OSError as error:
+        if error.errno is not None or _is_broken(error):
+            raise
+        return False  # SFTP has one word for all that may have failed
+    return True
 
 
 def make_directories(client: paramiko.SFTPClient, path: str) -> None:
@@ -195,6 +228,11 @@ def read_all(client: paramiko.SFTPClient, path: str) -> bytes:
         return file.read()
 
 
+def _at_once(path: str, flags: int) -> int:
+    """For open(): what is no file is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _same(one: os.stat_result | None, other: os.stat_result) -> bool:
     return one is not None and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
@@ -226,13 +264,24 @@ def _dress_here(path: str, found: paramiko.SFTPAttributes, *, more: int = 0) -> 
             os.utime(path, (found.st_mtime, found.st_mtime))
 
 
+_BROKEN = (EOFError, paramiko.SSHException, paramiko.SFTPError, TimeoutError, ConnectionError)
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether the connection is at fault; paramiko has no type of error for one that it finds closed."""
+    return isinstance(error, _BROKEN) or (isinstance(error, OSError) and error.args == ("Socket is closed",))
+
+
 @contextmanager
 def _naming(source: str, target: str) -> Iterator[None]:
     """What fails inside is told with source and target."""
     what = f"cannot copy {source} to {target}"
     try:
         yield
-    except (EOFError, paramiko.SSHException, TimeoutError, ConnectionError) as error:
-        raise DrmCommunicationError(f"{what}: {network.words(error)}") from error
-    except OSError as error:
+    except (*_BROKEN, OSError) as error:
+        if _is_broken(error):
+            raise DrmCommunicationError(f"{what}: {network.words(error)}") from error
+        kind = OutOfResourceError if getattr(error, "errno", None) in FULL else InvalidArgumentError
+        raise kind(f"{what}: {network.words(error)}") from error
+    except UnicodeError as error:  # a name that is no text
         raise InvalidArgumentError(f"{what}: {network.words(error)}") from error
