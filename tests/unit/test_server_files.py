@@ -419,9 +419,9 @@ def test_how_much_may_be_uploaded(serve: Serve) -> None:
     assert served.alice.request("PUT", f"{new}/{id}", b"x" * 4).error == (422, "InvalidArgumentError")
     for _ in range(2):
         upload(served.alice, b"x" * 10, complete=False)
-    assert served.alice.post(new, {"size": 10}).error == (503, "OutOfResourceError")
+    assert served.alice.post(new, {"size": 10}).error == (422, "OutOfResourceError")
     id = served.alice.post(new, {}).json()["upload"]
-    assert served.alice.request("PUT", f"{new}/{id}", b"x" * 10).error == (503, "OutOfResourceError")
+    assert served.alice.request("PUT", f"{new}/{id}", b"x" * 10).error == (422, "OutOfResourceError")
     upload(served.bob, b"x" * 10)
 
 
@@ -429,7 +429,7 @@ def test_how_many_may_be_uploaded(serve: Serve) -> None:
     """Their number has a limit, too; what is there can still be gone on with."""
     served = serve(FakeSystem(), limits=ServerLimits(uploads=1))
     id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
-    assert served.alice.post(f"{SESSION}/uploads", {}).error == (503, "OutOfResourceError")
+    assert served.alice.post(f"{SESSION}/uploads", {}).error == (422, "OutOfResourceError")
     assert served.alice.request("PUT", f"{SESSION}/uploads/{id}", b"x").status == 200
     upload(served.bob, b"x")
 

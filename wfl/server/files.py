@@ -22,7 +22,7 @@ from wfl.backend import INDEX
 from wfl.errors import InvalidArgumentError, InvalidStateError, OutOfResourceError
 from wfl.server.database import UploadRow
 from wfl.server.policy import RESULT, RESULT_NAME, UPLOAD, check_upload
-from wfl.server.refusals import ConflictError, UnknownError
+from wfl.server.refusals import ConflictError, QuotaError, UnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -80,7 +80,7 @@ class Files:
             own = [upload for upload in self._uploads.values() if upload.row.identity == identity]
         if len(own) + new > self._limits.uploads or sum(upload.size for upload in own) + more > self._limits.stored:
             words = f"you have {len(own)} uploads, of {self._limits.uploads}, and {self._limits.stored} bytes for all"
-            raise OutOfResourceError(words)
+            raise QuotaError(words)
 
     def upload(self, identity: str, session: str, id: str) -> Upload:
         """The one of this id. Raises UnknownError, also for another's."""

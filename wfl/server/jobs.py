@@ -29,7 +29,7 @@ from wfl.errors import (
 from wfl.log import log
 from wfl.record import ENDED
 from wfl.server.database import Row
-from wfl.server.refusals import ConflictError, UnknownError
+from wfl.server.refusals import ConflictError, QuotaError, UnknownError
 from wfl.task import Task, TaskArray
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ class Ledger:
         with self._lock:
             count = self._counts.get(identity, 0)
         if count + more > self._limits.jobs:
-            raise OutOfResourceError(f"you have {count} jobs here, of {self._limits.jobs}; reap those that have ended")
+            raise QuotaError(f"you have {count} jobs here, of {self._limits.jobs}; reap those that have ended")
 
     def _start(self, new: Sequence[_New]) -> dict[int, Answer]:
         """Write them down, then hand them over."""
@@ -425,7 +425,9 @@ class Ledger:
         if not jobs:
             return
         leaving = {job.id for job in jobs}
-        whole = {job.row.id for job in jobs if job.array is None or leaving.issuperset(j.id for j in job.array.jobs)}
+        arrays = {job.array.id: job.array for job in jobs if job.array is not None}
+        whole = {job.row.id for job in jobs if job.array is None}
+        whole |= {id for id, array in arrays.items() if leaving.issuperset(job.id for job in array.jobs)}
         self._database.reaping(whole)
         tasks = [job.task for job in jobs if job.task is not None]
         if tasks:

@@ -41,6 +41,10 @@ class ConflictError(InvalidStateError):
     """The same key was used for something else."""
 
 
+class QuotaError(OutOfResourceError):
+    """What one identity may have at a time is used up: others, and another time, are not concerned."""
+
+
 class HttpError(Exception):
     """Ends a request with this status. `fields` names what is wrong where that can be told apart."""
 
@@ -74,6 +78,7 @@ class Problem(msgspec.Struct):
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ForbiddenError, 403),
     (UnknownError, 404),
+    (QuotaError, 422),
     (InvalidStateError, 409),
     (DrmCommunicationError, 503),
     (TryLaterError, 503),
