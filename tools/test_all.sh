@@ -9,7 +9,8 @@ oldest=$(tools/pythons.sh oldest) newest=$(tools/pythons.sh newest)
 failed=0
 rm -rf build/tests
 mkdir -p build/tests
-places=$(mktemp -d)
+places=$(mktemp -d "${TMPDIR:-/tmp}/wflXXXX") # short: sockets are below it
+chmod 755 "$places" # jobs of other users have files below it
 trap 'jobs -p | xargs -r kill; rm -rf "$places"' EXIT
 suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file of this name
     make test SUITE="$1" PYTHON="$2" VENV="$3" TESTS="$4"
@@ -27,8 +28,8 @@ lane() { # lane NAME=TESTS... : these suites, one after another, beside what fol
     (
         code=0
         for one in "$@"; do
-            place=$places/${one%%[,=]*}
-            mkdir "$place"
+            place=$(mktemp -d "$places/XXX")
+            chmod 755 "$place"
             WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place \
                 suite "${one%%=*}" "$oldest" .venv-oldest "${one#*=}" >"build/tests/${one%%=*}.log" 2>&1 || code=1
         done
