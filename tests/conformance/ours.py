@@ -400,7 +400,7 @@ def _clean_hosts(host: str, session: str) -> int:
     return clean(session, context)
 
 
-def _hosts(name: str, host: str, home: Callable[[], str]) -> Site:
+def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] | None = None) -> Site:
     """A site over SSH, at this machine; `home` is that of the user there."""
     return Site(
         name=name,
@@ -413,6 +413,7 @@ def _hosts(name: str, host: str, home: Callable[[], str]) -> Site:
         remembers=True,
         count=lambda: _count_directories(home()),
         clean=functools.partial(_clean_hosts, host),
+        files=files,
         inapplicable={
             **_BY_SCRIPT,
             "test_candidate_machines": "a host has the name that is given",
@@ -422,7 +423,23 @@ def _hosts(name: str, host: str, home: Callable[[], str]) -> Site:
 
 
 SSH = _hosts("ssh", "wfl-root", lambda: os.path.expanduser("~"))
-SSH_USER = _hosts("ssh-user", "wfl-user", lambda: f"{variables('sshd')['WFL_SSHD']}/home")
+SSH_USER = _hosts(
+    "ssh-user",
+    "wfl-user",
+    lambda: f"{variables('sshd')['WFL_SSHD']}/home",
+    frozenset(
+        {
+            "test_arrays",
+            "test_control",
+            "test_death",
+            "test_ends",
+            "test_output",
+            "test_persistence",
+            "test_stream",
+            "test_template_fields",
+        }
+    ),
+)
 
 
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}

@@ -102,7 +102,7 @@ def test_secrets_are_shown_by_nothing(caplog: pytest.LogCaptureFixture) -> None:
         shown += [context.credentials.scrubbed(f"I do not know {SECRET} nor {sent}")]
         assert not any(SECRET in text or sent.split()[1] in text for text in shown)
         with pytest.raises(TypeError, match="secrets"):
-            pickle.dumps(context)
+            pickle.dumps(context.credentials)
         assert SECRET not in json.dumps(context.place.to_dict())
     assert SECRET not in caplog.text
     assert "host.example" in repr(contexts[0])

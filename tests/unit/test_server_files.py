@@ -8,6 +8,7 @@ import sqlite3
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -477,7 +478,7 @@ def test_what_a_crash_left(serve: Serve) -> None:
     for place in ("work", "results", "packed", "uploads"):
         (data / place / "gone").mkdir()
         (data / place / "gone" / "file").touch()
-    with sqlite3.connect(data / "server.db") as connection:
+    with closing(sqlite3.connect(data / "server.db")) as connection, connection:
         assert connection.execute("select count(*) from uploads").fetchone() == (1,)
     served.start()
     assert [sorted(os.listdir(data / place)) for place in ("work", "results", "packed", "uploads")] == [

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,10 @@ def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.Monk
     (first,) = submit(served.alice, {"remoteCommand": "x"})
     ended(served.alice, first["id"])
     served.stop()
-    with sqlite3.connect(store) as connection:  # as if the program had been killed while it submitted
+    with (
+        closing(sqlite3.connect(store)) as connection,
+        connection,
+    ):  # as if the program had been killed while it submitted
         connection.execute("update tasks set phase = 1, info = null, id = key, program = ''")
     monkeypatch.setattr(system, "_jobs", {})
     system.submitted.clear()
@@ -265,7 +269,10 @@ def test_a_death_in_the_middle_of_an_array(serve: Serve, monkeypatch: pytest.Mon
     first = served.alice.post(f"{SESSION}/arrays", body).json()
     assert ended(served.alice, first["id"]) == "done"
     served.stop()
-    with sqlite3.connect(store) as connection:  # as if the program had been killed while it submitted
+    with (
+        closing(sqlite3.connect(store)) as connection,
+        connection,
+    ):  # as if the program had been killed while it submitted
         connection.execute("update tasks set phase = 1, info = null, id = key, program = '' where task_index > 1")
     monkeypatch.setattr(system, "_jobs", {})
     served.start()
@@ -559,7 +566,7 @@ def test_reaping_leaves_nothing(serve: Serve, tmp_path: Path) -> None:
     assert not ledger._jobs  # noqa: SLF001 - what would be kept
     assert not served.server.session._records  # noqa: SLF001
     for name, table in (("server.db", "submissions"), ("jobs.db", "tasks")):
-        with sqlite3.connect(served.directory / "data" / name) as connection:
+        with closing(sqlite3.connect(served.directory / "data" / name)) as connection:
             assert connection.execute(f"select count(*) from {table}").fetchone() == (0,)  # noqa: S608 - our own
     assert not [name for place in ("work", "results") for name in os.listdir(tmp_path / "0" / "data" / place)]
 
