@@ -155,9 +155,7 @@ def test_two_that_look_at_once_both_hear_of_ends(
     tasks = known(directory)
 
     def look(task: Known) -> None:
-        while not (
-            infos := coming.find([task]).infos
-        ):  # one that just leaves is asked again
+        while not (infos := coming.find([task]).infos):  # one that just leaves is asked again
             time.sleep(0.05)
         facts.extend(infos)
 
