@@ -603,7 +603,7 @@ def test_odd_names_of_programs(begin: Open, home: Path) -> None:
 # --- what jobs are given ----------------------------------------------------------------------------------
 
 BYTES = st.binary(max_size=40).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
-SHOW = "cat /proc/$$/cmdline; echo; echo; cat /proc/$$/environ; :"
+SHOW = "cat /proc/$$/cmdline /proc/$$/environ; :"
 
 
 @pytest.fixture(scope="module", params=SHELLS)
@@ -629,10 +629,10 @@ def test_any_bytes_arrive(steady: Attendant, words: list[str], values: list[str]
     variables = dict(zip(("ONE", "IFS"), values, strict=True))
     steady.run(key, "sh", "-c", SHOW, "name", *words, job_environment=variables)
     assert steady.end(key).exit_status == 0
-    arguments, _, environment = steady.file(key, "out").read_bytes().partition(b"\n\n")
-    expected = ["sh", "-c", SHOW, "name", *words]
-    assert arguments == b"".join(os.fsencode(word) + b"\0" for word in expected)
-    found = environment.split(b"\0")
+    expected = [os.fsencode(word) for word in ("sh", "-c", SHOW, "name", *words)]
+    shown = steady.file(key, "out").read_bytes().split(b"\0")
+    assert shown[: len(expected)] == expected
+    found = shown[len(expected) :]
     for name, value in variables.items():
         assert f"{name}=".encode() + os.fsencode(value) in found
     steady.call("w_reap", attendant.path_of(key))
@@ -660,16 +660,17 @@ print(*seen, os.readlink('/proc/self/fd/0'), os.getpgrp() == os.getpid() or {not
 """
     keys = [f"p-{number}" for number in range(3)]
     one.start(*(Submission(key, template(sys.executable, "-S", "-c", f"{show}"), key) for key in keys))
+    the_library_s = 0b11 << 31  # 32 and 33: a shell cannot take back what an ancestor ignored of them
     ignored_by_python = (1 << signal.SIGPIPE - 1) | (1 << signal.SIGXFSZ - 1)
     for key in keys:
         assert one.end(key).exit_status == 0, one.file(key, "err").read_text()
         masks, descriptors = one.file(key, "out").read_text().splitlines()
         blocked, ignored = (int(mask, 16) for mask in masks.split())
-        assert (blocked, ignored & ~ignored_by_python) == (0, 0)
+        assert (blocked, ignored & ~ignored_by_python & ~the_library_s) == (0, 0)
         assert descriptors == "0 1 2 /dev/null True"
     one.run("p-9", "grep", "SigIgn", "/proc/self/status")
     assert one.end("p-9").exit_status == 0
-    assert int(one.file("p-9", "out").read_text().split()[1], 16) == 0
+    assert int(one.file("p-9", "out").read_text().split()[1], 16) & ~the_library_s == 0
 
 
 # --- looking ----------------------------------------------------------------------------------------------
