@@ -78,11 +78,7 @@ def script(
     template = entry.template
     lines = [
         "(",
-        *_surroundings(template),
-        *_environment(entry),
-        _can_be_run(template),
-        *last,
-        f"exec {by}{'$wfl_env ' if passed_on else ''}{_by_env(template)}{_command(template)} {_streams(template)}",
+        *becoming(entry, last=last, by=f"{by}{'$wfl_env ' if passed_on else ''}"),
         ")",
         'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
         *_stage_out(template),
@@ -96,6 +92,21 @@ def script(
     if any(_PIECES["\r"] in line for line in lines):
         head += [r"wfl_cr=$(printf '\r')"]
     return "\n".join([*head, *lines, ""])
+
+
+def becoming(entry: Entry, *, last: Iterable[str] = (), by: str = "") -> list[str]:
+    """What a shell does that becomes the command; see `script`.
+
+    It is given `wfl_refuse`, which ends it with words, wfl_index for an element, and wfl_out and wfl_err, two paths.
+    """
+    template = entry.template
+    return [
+        *_surroundings(template),
+        *_environment(entry),
+        _can_be_run(template),
+        *last,
+        f"exec {by}{_by_env(template)}{_command(template)} {_streams(template)}",
+    ]
 
 
 def _passing_on(lines: Iterable[str], signal: str | None, alone: str) -> list[str]:
@@ -189,7 +200,7 @@ def _by_env(template: JobTemplate) -> str:
 
 
 def _is_special(name: str) -> bool:
-    return name in _SHELLS or name.startswith("wfl_")
+    return name in _SHELLS or name.startswith(("wfl_", "w_"))  # ours, here and on hosts
 
 
 def _surroundings(template: JobTemplate) -> list[str]:

@@ -20,7 +20,7 @@ from wfl.backend import Known, Submission
 from wfl.contexts import checks
 from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import WHOLE, Entry, read_end
-from wfl.contexts.batch.script import quoted, script
+from wfl.contexts.batch.script import becoming, quoted
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import DrmCommunicationError
 
@@ -123,22 +123,44 @@ def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: 
 
     One that `w_forbid` has made before keeps them from it.
     """
-    room = Room(hello.root)
-    lines = [f"mkdir {' '.join(path_of(one.key) for one in submissions)}"]
+    room, texts = Room(hello.root), _Texts()
+    jobs = " ".join(path_of(one.key) for one in submissions)
+    made, chain = [f"mkdir {jobs}"], []
     for one in submissions:
-        path = path_of(one.key)
-        lines += [
-            f"printf '%s\\n' {owner} >{path}/by",
-            f"printf %s {shlex.quote(_job(one))} >{path}/job",
-            f"printf %s {shlex.quote(job_script(one, room, hello))} >{path}/script",
-        ]
-    chain = " | ".join(f"w_one {path_of(one.key)}" for one in submissions)
-    dropped = " ".join(path_of(one.key) for one in submissions)
-    made = " &&\n".join(lines)
+        path, text = path_of(one.key), texts.number(one, room, hello)
+        made.append(f'w_put {path} {owner} {shlex.quote(_job(one))} "$w_text{text}"')
+        chain.append(f"w_one {path} {'-' if one.index is None else one.index} w_body{text}")
+    put, begun = " &&\n".join(made), " | ".join(chain)
     return (
-        f"if {made}; then\n( ( w_batch; {chain} | w_leave ) 9>&-; : ) 2>/dev/null\n"
-        f"w_say '+ {request}'\nelse\nw_no {request}; rm -rf -- {dropped}\nfi\n"
+        f"{texts.told()}if {put}; then\n( ( w_batch; {begun} | w_leave ) 9>&-; : ) 2>/dev/null\n"
+        f"w_say '+ {request}'\nelse\nw_no {request}; rm -rf -- {jobs}\nfi\n"
     )
+
+
+class _Texts:
+    """What jobs of one request do, each text once: elements of an array have the same."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._known: dict[tuple[int, str, bool], int] = {}
+
+    def number(self, one: Submission, room: Room, hello: Hello) -> int:
+        """Of this job's text."""
+        known = (id(one.template), one.job_id, one.index is None)
+        number = self._known.get(known)
+        if number is None:
+            text = job_script(one, room, hello)
+            number = self._numbers.setdefault(text, len(self._numbers))
+            if not one.template.input_path:  # which is another for each job
+                self._known[known] = number
+        return number
+
+    def told(self) -> str:
+        """All of them, as variables and, so that no job's shell has to read its own again, as functions."""
+        return "".join(
+            f'w_text{number}={shlex.quote(text)}\neval "w_body{number}() {{\n$w_text{number}\n}}"\n'
+            for text, number in self._numbers.items()
+        )
 
 
 def call(name: str, *words: object) -> str:
@@ -147,7 +169,10 @@ def call(name: str, *words: object) -> str:
 
 
 def job_script(submission: Submission, room: Room, hello: Hello) -> str:
-    """What is run on the host for one job; files of the caller's side are there already, or fetched afterwards."""
+    """What the process does that becomes a job's command; files of the caller's side are there, or fetched afterwards.
+
+    It begins with the template, for a program that comes back.
+    """
     given = submission.template
     joined = given.join_files or (given.output_path and given.output_path == given.error_path)
     paths: dict[str, Any] = {
@@ -162,27 +187,20 @@ def job_script(submission: Submission, room: Room, hello: Hello) -> str:
         join_files=bool(joined),
         **paths,
     )
-    entry = Entry(submission.key, template, submission.job_id, index=submission.index)
-    noted = call("w_note", room.path("pid", submission.key)).strip()
-    by, last = "$w_group ", [noted]
+    last, by = [], "$w_group "
     if given.priority:  # what may not be nicer is only told of that by `nice`, and begun all the same
         nicer = -given.priority
         words = f"priority {given.priority} means a niceness that this user may not set there"
-        last = [f'[ "$(nice -n {nicer} nice)" = "$(($(nice) + {nicer}))" ] || wfl_refuse {shlex.quote(words)}', noted]
+        last = [f'[ "$(nice -n {nicer} nice)" = "$(($(nice) + {nicer}))" ] || wfl_refuse {shlex.quote(words)}']
         by += f"nice -n {nicer} "
-    return script(entry, room, number="", last=[*last, 'umask "$w_umask"'], by=by)
+    entry = Entry(submission.key, template, submission.job_id, index=submission.index)
+    asked = json.dumps(json.loads(_without_ours(given).to_json()))
+    return "\n".join([f"# {asked}", *becoming(entry, last=[*last, 'umask "$w_umask"'], by=by)])
 
 
 def _job(submission: Submission) -> str:
-    """What a program that comes back has to know."""
-    return json.dumps(
-        {
-            "key": submission.key,
-            "job_id": submission.job_id,
-            "index": submission.index,
-            "template": json.loads(_without_ours(submission.template).to_json()),
-        }
-    )
+    """What a program that comes back has to know besides."""
+    return json.dumps({"key": submission.key, "job_id": submission.job_id, "index": submission.index})
 
 
 def _without_ours(template: JobTemplate) -> JobTemplate:
@@ -247,11 +265,14 @@ def ended_as(one: Seen, hello: Hello, name: str, written: datetime | None = None
     return info.replace(allocated_machines=(name,), slots=1) if end is not None and end.refused is None else info
 
 
-def remembered(text: bytes) -> Known:
-    """What a job's file tells a program that comes back."""
-    said = json.loads(text.decode("utf-8", "surrogateescape"))
-    template = JobTemplate.from_json(json.dumps(said["template"]))
-    return Known(said["key"], said["key"], _without_ours(template), job_id=said["job_id"], index=said["index"])
+def remembered(text: bytes) -> tuple[str, Known]:
+    """What a job's script tells a program that comes back: its owner, and the job."""
+    owner, said, template = (
+        line.removeprefix("# ") for line in text.decode("utf-8", "surrogateescape").split("\n")[:3]
+    )
+    job = json.loads(said)
+    given = JobTemplate.from_json(template)
+    return owner, Known(job["key"], job["key"], _without_ours(given), job_id=job["job_id"], index=job["index"])
 
 
 def programs(keys: Iterable[str]) -> list[str]:

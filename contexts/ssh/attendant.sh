@@ -2,9 +2,11 @@
 # and so are the requests after it: calls of the functions below. Needs a POSIX shell, mkfifo, and cat, ln, mkdir, rm.
 #
 # It works in the session's directory. Below that each program has a directory, and in it each of its jobs has one, named
-# by its number: job (what was asked for), script, run (whether the shell said something of the command's end), at (host,
-# boot and process of the shell that waits for the command), pid (the command's own process, and by setsid its group),
-# out, err, end.
+# by its number: script (whose it is, what was asked for, and what its command's process does), pid (host and boot, the
+# command's process, which is by setsid its group, and the shell that waits for it), out, err, end. Beside the jobs it has
+# the directory tell, with those that want to be told of them.
+#
+# A job costs two forks, and the programs setsid and the command itself: nothing else that is run may be one for each job.
 #
 # What it tells goes through a named pipe, which all that tell something open: lines of up to PIPE_BUF bytes stay whole
 # there. One `cat` carries them into the connection. Who waits for a job's end writes it down first and then looks for
@@ -12,6 +14,7 @@
 w_umask=$(umask) # the user's own, which jobs have
 umask 077
 w_tab=$(printf '\t')
+wfl_cr=$(printf '\r') # for texts of jobs
 w_say() { printf '%s\n' "$*" >&9; }
 w_no() { w_say "- $*"; }
 w_fail() { printf 'fail %s\n' "$*"; exit 1; }
@@ -21,23 +24,21 @@ w_here() { # who and when this is: host, boot, and the seconds since then
     { read -r w_host </proc/sys/kernel/hostname; } 2>/dev/null || w_host=$(uname -n)
     { read -r w_boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
     w_now
-    w_group=
-    command -v setsid >/dev/null && w_group=setsid
+    w_proc=
+    [ -r /proc/self/stat ] && w_proc=yes
+    w_group=$(command -v setsid)
+    case $w_group in /*) ;; ?*) w_group=setsid ;; esac
 }
 w_now() { { read -r w_up w_rest </proc/uptime; } 2>/dev/null; }
 w_self() { # the number of this very process, also of a subshell's
-    w_ticks=
-    if { read -r w_stat </proc/self/stat; } 2>/dev/null; then
+    w_ticks= w_parent=
+    if [ -n "$w_proc" ]; then
+        read -r w_stat </proc/self/stat
         w_fields "$w_stat"
         w_pid=${w_stat%% *}
     else
-        w_pid=$(exec sh -c 'echo "$PPID"') w_stat=$w_pid
+        w_pid=$(exec sh -c 'echo "$PPID"')
     fi
-}
-w_note() { # FILE: write down which process becomes the job's command, which ends at once if that was ordered before
-    w_self
-    printf '%s\n' "$w_stat" >"$1"
-    { read -r w_sig <"${1%pid}stop" && kill -s "$w_sig" "$w_pid"; } 2>/dev/null
 }
 
 w_enter() { # DIRECTORY SESSION: go to the session's directory, which is made with 'make' as the third
@@ -50,7 +51,7 @@ w_enter() { # DIRECTORY SESSION: go to the session's directory, which is made wi
 w_begin() { # open the way back, and tell who this is
     for w_old in tell."$w_host".*; do
         [ -p "$w_old" ] && ! kill -0 "${w_old##*.}" 2>/dev/null || continue
-        rm -f -- "$w_old" */"$w_old" "at.$w_host."*".${w_old##*.}"
+        rm -f -- "$w_old" */tell/"$w_old" "at.$w_host."*".${w_old##*.}"
     done
     w_tell=tell.$w_host.$$
     rm -f -- "$w_tell"
@@ -63,8 +64,8 @@ w_begin() { # open the way back, and tell who this is
     w_say "hello$w_tab$w_host$w_tab$w_boot$w_tab$w_up$w_tab$(date +%s)$w_tab$(uname -s -m)$w_tab$w_group$w_tab$HOME$w_tab$PWD"
 }
 w_end() { # nobody listens any more
-    rm -f -- "$w_tell" */"$w_tell" "at.$w_host."*".$$"
-    rmdir -- */ 2>/dev/null
+    rm -f -- "$w_tell" */tell/"$w_tell" "at.$w_host."*".$$"
+    rmdir -- */tell */ 2>/dev/null
     w_gone=$PWD
     cd .. && rmdir -- "$w_gone" 2>/dev/null
 }
@@ -72,12 +73,12 @@ w_follow() { # REQUEST PROGRAM...: tell of the jobs of these, too
     w_request=$1
     shift
     for w_n; do
-        [ ! -d "$w_n" ] || ln -sf "../$w_tell" "$w_n/$w_tell"
+        [ ! -d "$w_n" ] || mkdir -p -- "$w_n/tell" && ln -sf "../../$w_tell" "$w_n/tell/$w_tell"
     done
     w_say "+ $w_request"
 }
 w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when nothing is heard of it for so long
-    if mkdir -p -- "$2" && ln -sf "../$w_tell" "$2/$w_tell" && printf '%s\n' "$w_me" >"at.$w_host.$3.$$"; then
+    if mkdir -p -- "$2/tell" && ln -sf "../../$w_tell" "$2/tell/$w_tell" && printf '%s\n' "$w_me" >"at.$w_host.$3.$$"; then
         [ "$4" = 0 ] || w_guard "$3" "$4"
         w_say "+ $1"
     else
@@ -120,23 +121,55 @@ w_beats() { # REQUEST OWNER WORD LEASE: the same; who guards that is gone where 
 }
 w_bye() { rm -f -- "beat.$w_host.$1" "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
 
-w_one() { # JOB: in a process of its own, to the job's end and longer than this connection
-    exec </dev/null >/dev/null
-    w_job=$1 w_place=$PWD
-    trap 'cd -- "$w_place" && w_over "$w_job"' EXIT
-    w_self
-    printf '%s|%s|%s|%s\n' "$w_host" "$w_boot" "$w_pid" "$w_ticks" >"$w_job/at"
-    WFL_JOB_DIRECTORY=$PWD/$w_job/
-    export WFL_JOB_DIRECTORY
-    . "./$w_job/script"
+w_put() { # JOB OWNER WHAT TEXT: what is kept of its orders; the text is what the process of its command does
+    printf '# %s\n# %s\n%s\n' "$2" "$3" "$4" >"$1/script"
 }
-w_batch() { w_self && w_parent=$w_pid; } # before many of these in one pipeline: after & they would ignore SIGINT for good
-w_leave() { kill -9 "$w_parent"; }
-w_over() { # JOB: tell of its end, which is written down
-    w_text "$1"
-    for w_to in "${1%/*}/tell.$w_host".*; do
+w_one() { # JOB INDEX BODY: in a process of its own, to the job's end and longer than this connection
+    # What a shell says when a signal has ended the command stands where the end will, and tells it from exit statuses.
+    exec </dev/null >/dev/null 2>"$1/end"
+    wfl_index=$2 w_place=$PWD/$1
+    WFL_JOB_DIRECTORY=$w_place/
+    export WFL_JOB_DIRECTORY
+    trap : HUP INT QUIT TERM USR1 USR2 XCPU XFSZ # they may be for all of the user's processes, and this one has to tell
+    w_waits=
+    [ -n "$w_proc" ] || { w_self && w_waits=$w_pid; }
+    w_now
+    w_begun=$w_up
+    (
+        w_note "$1"
+        "$3"
+    )
+    w_over "$1" "$?"
+}
+w_note() { # JOB: write down who becomes its command, and end at once if that was ordered before
+    w_self
+    printf '%s|%s|%s|%s|%s\n' "$w_host" "$w_boot" "$w_pid" "$w_ticks" "${w_parent:-$w_waits}" >"$1/pid"
+    [ ! -e "$1/stop" ] || { read -r w_sig <"$1/stop" && kill -s "$w_sig" "$w_pid"; }
+    wfl_out=$w_place/out wfl_err=$w_place/err
+}
+wfl_refuse() { # WORDS: the command is never run
+    printf 'refused %s\n.\n' "$1" >"$w_place/end"
+    exit 125
+}
+w_batch() { w_self && w_chain=$w_pid; } # before many of these in one pipeline: after & they would ignore SIGINT for good
+w_leave() { kill -9 "$w_chain"; }
+w_over() { # JOB STATUS: write down its end, and tell of it
+    if [ "$2" != 125 ] || ! w_whole "$1"; then
+        w_said=no
+        [ "$2" -gt 128 ] && [ -s "$1/end" ] && w_said=yes
+        w_now
+        # A shell gives its count of the times to a file only.
+        set -- "$1" "status $2" "said $w_said" "shell ${BASH_VERSION:+bash}" "begun $w_begun" "over $w_up" .
+        {
+            times
+            printf '%s\n%s\n%s\n%s\n%s\n%s\n' "$2" "$3" "$4" "$5" "$6" "$7"
+        } >"$1/end"
+        { read -r w_own && read -r w_its; } <"$1/end"
+        w_text=$w_own$w_tab$w_its$w_tab$2$w_tab$3$w_tab$4$w_tab$5$w_tab$6$w_tab$7$w_tab
+    fi
+    for w_to in "${1%/*}/tell/tell.$w_host".*; do
         [ ! -p "$w_to" ] || printf 'e\t%s\t%.3900s\n' "$1" "$w_text" 1<>"$w_to"
-    done 2>/dev/null
+    done
 }
 w_text() { # $1/end in one line
     w_text=
@@ -151,7 +184,7 @@ w_ticks_of() { # PID: when it began, in the system's own count, with which its n
 }
 w_fields() {
     set -- ${1##*) }
-    w_state=$1 w_ticks=${20}
+    w_state=$1 w_parent=$2 w_ticks=${20}
 }
 w_lives() { # PID TICKS
     if [ -z "$1" ]; then
@@ -162,12 +195,18 @@ w_lives() { # PID TICKS
         kill -0 "$1" 2>/dev/null
     fi
 }
-w_command() { # NUMBER: its command's process, if that is there still
-    w_stat= w_process=
-    { read -r w_stat <"$1/pid"; } 2>/dev/null || return 1
-    w_process=${w_stat%% *}
-    case $w_stat in *')'*) w_fields "$w_stat" ;; *) w_ticks= ;; esac
-    w_lives "$w_process" "$w_ticks"
+w_command() { # JOB: its command's process, if that is there still
+    w_at "$1"
+    w_lives "$w_process" "$w_since"
+}
+w_waiter() { # whether the shell that waits for the last one is there: it began no later than that
+    if [ -z "$w_waits" ]; then
+        return 1
+    elif [ -n "$w_since" ]; then
+        w_ticks_of "$w_waits" && [ "$w_ticks" -le "$w_since" ] && [ "$w_state" != Z ]
+    else
+        kill -0 "$w_waits" 2>/dev/null
+    fi
 }
 
 w_forbid() { # REQUEST OWNER JOB...: the same of jobs whose orders may still be on their way: what is not there never begins
@@ -175,7 +214,7 @@ w_forbid() { # REQUEST OWNER JOB...: the same of jobs whose orders may still be 
     shift 2
     for w_n; do
         mkdir -- "$w_n" 2>/dev/null || continue
-        printf '%s\n' "$w_by" >"$w_n/by"
+        printf '# %s\n' "$w_by" >"$w_n/script"
         printf 'refused its orders did not arrive\n.\n' >"$w_n/end"
     done
     w_look "$w_request" "$@"
@@ -191,8 +230,8 @@ w_look() { # REQUEST JOB...: where these are
         w_at "$w_n"
         w_how=none
         if ! w_whole "$w_n" && [ "$w_home" = here ]; then
-            if w_command "$w_n"; then w_how=$w_state; elif w_lives "$w_waits" "$w_since"; then w_how=waits; fi
-            w_lives "$w_waits" "$w_since" || w_how=alone$w_how
+            if w_command "$w_n"; then w_how=$w_state; elif w_waiter; then w_how=waits; fi
+            w_waiter || w_how=alone$w_how
         fi
         if w_whole "$w_n"; then # looked at once more, as it may just have ended
             printf 'f\t%s\t%s\t%s\t%.3900s\n' "$w_request" "$w_n" "$w_home" "$w_text" >&9
@@ -207,8 +246,8 @@ w_whole() { # JOB: whether its end is written down, into w_text
     [ "${w_text%".$w_tab"}" != "$w_text" ]
 }
 w_at() { # NUMBER: where it runs: 'here', 'before' (an earlier boot), 'there' (another host), 'nowhere' (yet)
-    w_ran= w_of= w_waits= w_since=
-    { IFS='|' read -r w_ran w_of w_waits w_since <"$1/at"; } 2>/dev/null
+    w_ran= w_of= w_process= w_since= w_waits=
+    { IFS='|' read -r w_ran w_of w_process w_since w_waits <"$1/pid"; } 2>/dev/null
     case $w_ran in
     "") w_home=nowhere ;;
     "$w_host") [ "$w_of" = "$w_boot" ] && w_home=here || w_home=before ;;
@@ -298,8 +337,8 @@ w_jobs() { # OWNER: all of its jobs that are here or not begun, or with '*' thos
     w_found= w_left=
     for w_n in */[0-9]*; do
         w_by=
-        { read -r w_by <"$w_n/by"; } 2>/dev/null
-        [ "$w_by" = "$1" ] || [ "$1" = '*' ] && [ -d "$w_n" ] || continue
+        { read -r w_by <"$w_n/script"; } 2>/dev/null
+        [ "$w_by" = "# $1" ] || [ "$1" = '*' ] && [ -d "$w_n" ] || continue
         w_at "$w_n"
         [ "$w_home" != there ] || continue
         w_found="$w_found $w_n"
@@ -321,29 +360,33 @@ w_end_all() { # OWNER: end all of it that runs here
 }
 w_drop_dead() { # what nobody waits for any more will never write down its end
     for w_n in $w_left; do
-        w_at "$w_n"
-        w_command "$w_n" || w_lives "$w_waits" "$w_since" || printf 'lost\n' >"$w_n/end"
+        w_command "$w_n" || w_waiter || printf 'lost\n' >"$w_n/end"
     done
 }
-w_remove() { # JOB...: their directories, though the shell of one may be at its last words
-    [ $# -gt 0 ] || return 0
-    for w_n; do
-        rm -f -- "${w_n%/*}/in.${w_n#*/}" "${w_n%/*}/.in.${w_n#*/}."*
+w_remove() { # JOB...: their directories, though the shell of one may be at its last words; and what came before them
+    while [ $# -gt 0 ]; do
+        w_words= w_count=0
+        while [ $# -gt 0 ] && [ "$w_count" -lt 500 ]; do
+            w_n=${1%/*} w_number=${1#*/}
+            w_words="$w_words $1 $w_n/in.$w_number $w_n/.in.$w_number.wfl-$w_n-$w_number"
+            w_count=$((w_count + 1))
+            shift
+        done
+        for w_try in 1 2 3 4 5; do
+            rm -rf -- $w_words 2>/dev/null && continue 2
+            sleep 0.1 2>/dev/null || sleep 1
+        done
+        rm -rf -- $w_words || return
     done
-    for w_try in 1 2 3 4 5; do
-        rm -rf -- "$@" 2>/dev/null && return
-        sleep 0.1 2>/dev/null || sleep 1
-    done
-    rm -rf -- "$@"
 }
 w_sweep() { # programs that have no jobs, and that nobody else is at work with
     for w_program in */; do
         set -- "$w_program"[0-9]*
         [ ! -d "$1" ] || continue
-        for w_old in "$w_program"tell.*; do
-            [ -p "$w_old" ] && [ "${w_old#*/}" != "$w_tell" ] || rm -f -- "$w_old"
+        for w_old in "$w_program"tell/*; do
+            [ -p "$w_old" ] && [ "${w_old##*/}" != "$w_tell" ] || rm -f -- "$w_old"
         done
-        rmdir -- "$w_program" 2>/dev/null
+        rmdir -- "$w_program"tell "$w_program" 2>/dev/null
     done
     return 0
 }

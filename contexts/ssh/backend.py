@@ -673,11 +673,14 @@ class SshBackend(Backend):
             try:
                 hello = line.connected()
                 with line.files() as client:
-                    for path in _detached(client, hello.root):
+                    for path in _scripts(client, hello.root):
                         try:
-                            found.append(attendant.remembered(transfer.read_all(client, path)))
+                            owner, known = attendant.remembered(transfer.read_all(client, path))
                         except (OSError, ValueError, WflError) as error:
                             log.warning("%s: %s is left out: %s", line.name, path, error)
+                        else:
+                            if owner == attendant.NOBODY:
+                                found.append(known)
             except (WflError, OSError, EOFError, paramiko.SSHException) as error:
                 log.warning("%s: what is there is not known: %s", line.name, error)
         return found
@@ -807,14 +810,12 @@ def _parts(keys: Sequence[str]) -> list[list[str]]:
     return [paths[start : start + ASKED] for start in range(0, len(paths), ASKED)]
 
 
-def _detached(client: paramiko.SFTPClient, root: str) -> Iterator[str]:
-    """The files that tell of jobs which nobody owns, in the order of submission."""
+def _scripts(client: paramiko.SFTPClient, root: str) -> Iterator[str]:
+    """The files that tell of all jobs, in the order of submission."""
     for program in sorted(name for name in client.listdir(root) if "." not in name):
         numbers = [name for name in client.listdir(f"{root}/{program}") if name[:1].isdigit()]
         for number in sorted(numbers, key=lambda name: [int(part) for part in name.split(".")]):
-            place = f"{root}/{program}/{number}"
-            if transfer.read_all(client, f"{place}/by").strip() == attendant.NOBODY.encode():
-                yield f"{place}/job"
+            yield f"{root}/{program}/{number}/script"
 
 
 def _check_machine(template: JobTemplate, name: str, hello: attendant.Hello) -> None:

@@ -165,11 +165,16 @@ class Attendant:
         return self.root / attendant.path_of(key) / kind
 
     def process_of(self, key: str, kind: str = "pid") -> int:
-        """The number of a job's command, or (kind `at`) of the shell that waits for it, which is known soon."""
+        """The number of a job's command, which is known soon, or of what a job writes down itself."""
         path = self.file(key, kind)
         until(lambda: path.exists() and path.read_text().endswith("\n"))
         text = path.read_text()
-        return int(text.split("|")[2] if kind == "at" else text.split()[0])
+        return int(text.split("|")[2] if kind == "pid" else text)
+
+    def waits_for(self, key: str) -> int:
+        """The number of the shell that waits for it."""
+        self.process_of(key)
+        return int(self.file(key, "pid").read_text().split("|")[4])
 
     def hang_up(self) -> None:
         """Say nothing more; it ends, whatever its jobs do."""
@@ -412,9 +417,8 @@ def test_one_job(begin: Open) -> None:
     assert one.file("p-1", "out").read_text() == f"out\np-1 {one.root}/p/1/\n{one.hello.home}\n"
     assert one.file("p-1", "err").read_text() == "err\n"
     assert stat.S_IMODE((one.root / "p/1").stat().st_mode) == 0o700
-    assert one.file("p-1", "by").read_text().strip() == OWNER
-    known = attendant.remembered(one.file("p-1", "job").read_bytes())
-    assert (known.key, known.template.remote_command) == ("p-1", "sh")
+    owner, known = attendant.remembered(one.file("p-1", "script").read_bytes())
+    assert (owner, known.key, known.template.remote_command) == (OWNER, "p-1", "sh")
     assert one.errors() == ""
 
 
@@ -455,7 +459,7 @@ def test_an_element_of_an_array(begin: Open) -> None:
     assert one.end("p-7.3").exit_status == one.end("p-7.12").exit_status == 0
     assert one.file("p-7.3", "out").read_text() == "p-7 3\n"
     assert one.file("p-7.12", "out").read_text() == "p-7 12\n"
-    known = attendant.remembered(one.file("p-7.12", "job").read_bytes())
+    _, known = attendant.remembered(one.file("p-7.12", "script").read_bytes())
     assert (known.key, known.job_id, known.index) == ("p-7.12", "p-7", 12)
 
 
@@ -565,7 +569,7 @@ def test_all_or_none_are_started(begin: Open) -> None:
     with pytest.raises(RefusedError):
         one.start(*(Submission(f"p-{n}", template("touch", str(mark)), f"p-{n}") for n in (1, 2, 3)))
     assert set(one.look("p-1", "p-2", "p-3")) == {"p-1", "p-2", "p-3"}  # after it has cleaned up
-    assert [path.name for path in (one.root / "p").iterdir()] == [f"tell.{one.hello.host}.{one.process.pid}"]
+    assert [path.name for path in (one.root / "p").iterdir()] == ["tell"]
     assert one.errors() != ""  # the words of mkdir are the reason
     one.run("p-1", "true")  # nothing is in the way any more
     assert one.end("p-1").exit_status == 0
@@ -645,7 +649,7 @@ def test_the_same_bytes_are_remembered(begin: Open) -> None:
     given = template("true", "\udcff\udc80", "ü", "a'b\n\t\\", job_environment={"A": "\udcfe"})
     one.start(Submission("p-1", given, "p-1"))
     assert one.end("p-1").exit_status == 0
-    assert attendant.remembered(one.file("p-1", "job").read_bytes()).template == given
+    assert attendant.remembered(one.file("p-1", "script").read_bytes())[1].template == given
 
 
 def test_signals_and_descriptors_are_plain(begin: Open) -> None:
@@ -722,7 +726,7 @@ def test_lost(begin: Open) -> None:
     one = begin()
     one.own()
     one.run("p-1", "sleep", "1000")
-    process, waits = one.process_of("p-1"), one.process_of("p-1", "at")
+    process, waits = one.process_of("p-1"), one.waits_for("p-1")
     assert process != waits
     os.kill(waits, signal.SIGKILL)
     until(lambda: gone(waits))
@@ -739,13 +743,17 @@ def test_a_number_that_is_another_process_now(begin: Open) -> None:
     """A process is known by when it began, too: another one of its number is neither seen as the job nor signalled."""
     one = begin()
     one.own()
+    one.run("p-1", "sleep", "1000")
+    process, waits = one.process_of("p-1"), one.waits_for("p-1")
+    until(lambda: began(process) < now_in_ticks())
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
         try:
-            until(lambda: began(os.getpid()) < began(stranger.pid) < now_in_ticks())
-            one.run("p-1", "sleep", "1000")
-            process, waits = one.process_of("p-1"), one.process_of("p-1", "at")
-            for path, number in ((one.file("p-1", "pid"), process), (one.file("p-1", "at"), waits)):
-                path.write_text(path.read_text().replace(str(number), str(stranger.pid), 1))
+            path, its = one.file("p-1", "pid"), str(stranger.pid)
+            path.write_text(
+                "|".join(
+                    its if part.strip() in (str(process), str(waits)) else part for part in path.read_text().split("|")
+                )
+            )
             assert one.where("p-1") == "lost"
             one.signal("KILL", "p-1")
             until(lambda: gone(process))  # by its environment
@@ -760,7 +768,7 @@ def test_rebooted_and_elsewhere(begin: Open) -> None:
     one.own()
     one.run("p-1", "sleep", "1000")
     process = one.process_of("p-1")
-    at = one.file("p-1", "at")
+    at = one.file("p-1", "pid")
     until(lambda: at.read_text().endswith("\n"))
     host, boot, *rest = at.read_text().split("|")
     at.write_text("|".join([host, "another boot", *rest]))
@@ -779,7 +787,7 @@ def test_an_end_of_an_earlier_boot(begin: Open) -> None:
     one.own()
     one.run("p-1", "sh", "-c", "exit 3")
     one.ended("p-1")
-    at = one.file("p-1", "at")
+    at = one.file("p-1", "pid")
     host, _, *rest = at.read_text().split("|")
     at.write_text("|".join([host, "another boot", *rest]))
     seen = one.look("p-1")["p-1"]
@@ -795,7 +803,7 @@ def test_half_an_end_is_none(begin: Open) -> None:
     one.own()
     one.run("p-1", "sh", "-c", "exit 3")
     one.ended("p-1")
-    until(lambda: gone(one.process_of("p-1", "at")))
+    until(lambda: gone(one.waits_for("p-1")))
     end = one.file("p-1", "end")
     end.write_text(end.read_text().removesuffix(".\n"))
     assert one.where("p-1") == "lost"  # nobody is there to write the rest
@@ -1176,7 +1184,7 @@ def test_close_does_not_wait_for_the_dead(begin: Open) -> None:
     one = begin()
     one.own()
     one.run("p-1", "sleep", "1000")
-    process, waits = one.process_of("p-1"), one.process_of("p-1", "at")
+    process, waits = one.process_of("p-1"), one.waits_for("p-1")
     for number in (waits, process):
         os.kill(number, signal.SIGKILL)
     until(lambda: gone(process) and gone(waits))
