@@ -23,13 +23,13 @@ w_here() { # who and when this is: host, boot, and the seconds since then
     w_host= w_boot= w_up=
     { read -r w_host </proc/sys/kernel/hostname; } 2>/dev/null || w_host=$(uname -n)
     { read -r w_boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
-    w_now
     w_proc=
-    [ -r /proc/self/stat ] && w_proc=yes
+    [ -r /proc/self/stat ] && [ -r /proc/uptime ] && w_proc=yes
+    w_now
     w_group=$(command -v setsid)
     case $w_group in /*) ;; ?*) w_group=setsid ;; esac
 }
-w_now() { { read -r w_up w_rest </proc/uptime; } 2>/dev/null; }
+w_now() { [ -z "$w_proc" ] || read -r w_up w_rest </proc/uptime; }
 w_self() { # the number of this very process, also of a subshell's
     w_ticks= w_parent=
     if [ -n "$w_proc" ]; then
