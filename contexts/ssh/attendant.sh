@@ -69,16 +69,23 @@ w_end() { # nobody listens any more
     w_gone=$PWD
     cd .. && rmdir -- "$w_gone" 2>/dev/null
 }
+w_tell_me() { # PROGRAM: of its jobs; another attendant that ends may remove the directory before anything is in it
+    for w_try in 1 2 3 4 5; do
+        mkdir -p -- "$1/tell" || return
+        ln -sf "../../$w_tell" "$1/tell/$w_tell" 2>/dev/null && return
+    done
+    return 1
+}
 w_follow() { # REQUEST PROGRAM...: tell of the jobs of these, too
     w_request=$1
     shift
     for w_n; do
-        [ ! -d "$w_n" ] || mkdir -p -- "$w_n/tell" && ln -sf "../../$w_tell" "$w_n/tell/$w_tell"
+        [ ! -d "$w_n" ] || w_tell_me "$w_n"
     done
     w_say "+ $w_request"
 }
 w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when nothing is heard of it for so long
-    if mkdir -p -- "$2/tell" && ln -sf "../../$w_tell" "$2/tell/$w_tell" && printf '%s\n' "$w_me" >"at.$w_host.$3.$$"; then
+    if w_tell_me "$2" && printf '%s\n' "$w_me" >"at.$w_host.$3.$$"; then
         [ "$4" = 0 ] || w_guard "$3" "$4"
         w_say "+ $1"
     else

@@ -389,7 +389,7 @@ def _over_ssh(host: str, **given: Any) -> Context:
 
 def _count_directories(home: str) -> dict[str, int]:
     place = Path(home, ".wfl/conformance")
-    return {"jobs": len([*place.glob("*/*/*/job")]), "programs": len([*place.glob("*/*/")])}
+    return {"jobs": len([*place.glob("*/*/*/script")]), "programs": len([*place.glob("*/*/")])}
 
 
 def _clean_hosts(host: str, session: str) -> int:
