@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wfl.backend import Backend, Monitor
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
+    from wfl.contexts.ssh.there import There
 
 _WHY = "jobs on hosts over SSH need paramiko"
 
@@ -105,6 +106,13 @@ class SshContext(Context):
         with needed(self.name, _WHY):
             from wfl.contexts.ssh.backend import SshBackend
         return SshBackend(self.logins(), self.slots, self.speaks(), lease=self.lease, detach=self.detach)
+
+    def login_node(self) -> There:
+        """The one host as the machine on which a scheduler's commands run."""
+        with needed(self.name, _WHY):
+            from wfl.contexts.ssh.there import There
+        (login,) = self.logins()
+        return There(login, self.speaks())
 
     def monitor(self) -> Monitor:
         """The hosts as machines, and all jobs below the directory on them."""

@@ -157,6 +157,8 @@ def _on_cluster(site: str, name: str, made_by: str, **given: Any) -> Context:
         os.environ.update(variables(name))
     else:
         given = {"environment": variables(name), **given}
+    if site.startswith("ssh-"):
+        given["via"] = _over_ssh("wfl-root")
     make = getattr(importlib.import_module(module), attribute)
     made: Context = make(**{"directory": CLUSTERS / site, "detach": False, **given})
     return made
@@ -422,6 +424,8 @@ def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] 
     )
 
 
+_AWAY: dict[str, str] = {**_BY_SCRIPT}
+
 SSH = _hosts("ssh", "wfl-root", lambda: os.path.expanduser("~"))
 SSH_USER = _hosts(
     "ssh-user",
@@ -439,6 +443,23 @@ SSH_USER = _hosts(
             "test_template_fields",
         }
     ),
+)
+
+
+SSH_SLURM = _cluster(
+    "ssh-slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM", inapplicable=_AWAY
+)
+SSH_GRID_ENGINE = _cluster(
+    "ssh-grid-engine",
+    "sge",
+    "wfl.contexts.batch.gridengine:GridEngineContext",
+    **{
+        **_GRID_ENGINE,
+        "inapplicable": {**_GRID_ENGINE["inapplicable"], **_AWAY},
+        "files": frozenset(
+            {"test_arrays", "test_control", "test_death", "test_ends", "test_output", "test_persistence"}
+        ),
+    },
 )
 
 
@@ -466,7 +487,7 @@ def sites(names: str | None = None) -> list[Site]:
     Whether a system is there shows when it is opened; one that is not is skipped with the reason.
     """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
-    services += [SSH, SSH_USER] if services else []
+    services += [SSH, SSH_USER, SSH_SLURM, SSH_GRID_ENGINE] if services else []
     services += [KUBERNETES, KUBERNETES_FILES] if services or NAMESPACE else []
     all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
     chosen = list(all_of_them) if names is None else names.split(",")
