@@ -77,8 +77,6 @@ ASK = (1.0, 30.0)
 """Seconds between two questions to the scheduler: the first, and the longest; jobs tell the rest in their files."""
 LOOK = (0.25, 5.0)
 """Seconds between two looks at what jobs have written of their ends, which costs the scheduler nothing."""
-LOOK_AWAY = (0.5, 10.0)
-"""The same over SSH."""
 SLOWER = 1.5
 USAGE = 5.0
 """Seconds that the scheduler's record of an end is waited for where the job itself has told how it ended."""
@@ -162,7 +160,6 @@ class BatchBackend(Backend):
         self._carrier = Carrier(machine)
         if machine.is_away:
             self.index_fields = INDEX_FIELDS.difference(STAGED)
-            self.limits = structs.replace(self.limits, ask_min=LOOK_AWAY[0], ask_max=LOOK_AWAY[1])
         self.place = Place(directory, session_name, machine)
         self.ending = Ending(
             scheduler, self.place, environment=environment, timeout=timeout, helper=not detach, machine=machine

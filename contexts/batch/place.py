@@ -126,18 +126,16 @@ class Place:
         }
         program = f"{self.root}/{program_of(entry.key)}"
         texts = {self.path("job", entry.key): json.dumps(said), self.path("script", entry.key): script}
+        if program in self._made:
+            try:
+                self._machine.write(texts)
+            except SessionManagementError:  # others may remove a directory that is empty
+                self._made.discard(program)
+            else:
+                return
         with self._making:
-            made = program in self._made
-            if not made:
-                self._make(program)
-        try:
-            self._machine.write(texts)
-        except SessionManagementError:
-            if not made:
-                raise
-            with self._making:
-                self._make(program)  # others may remove one that is empty
-            self._machine.write(texts)
+            self._make(program)
+        self._machine.write(texts)
 
     def accept(self, key: str, parts: Mapping[int, str]) -> None:
         """Write down the scheduler's ids: of the job, or of an array's waves, by their numbers."""

@@ -1,19 +1,20 @@
 """A login node as the machine of a cluster's session: its shell runs the scheduler's commands and sees to the files.
 
-One connection, made when it is first needed and again when it was lost. Each request is a script for the shell, fed
-through a channel of its own, so that nothing of it is on a command line there.
+One connection, made when it is first needed and again when it was lost. A few shells are kept there, and fed with one
+script for each request, so that nothing of it is on a command line but the scheduler's own words.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import shlex
 import subprocess
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from wfl.contexts.ssh.line import PAUSE
 from wfl.errors import DrmCommunicationError, InvalidStateError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
@@ -38,8 +39,6 @@ FILES = 500
 """On one command line there."""
 MORE = 10.0
 """Seconds in which the node must have killed a command whose time was up."""
-BEGIN = "-- wfl --"
-"""What comes before it is the login's own: some profiles print."""
 _NONE = 127
 _KILLED = (124, 137)
 _OWN = frozenset({"_", "SHLVL", "PWD", "OLDPWD"})
@@ -55,6 +54,7 @@ class There:
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._channels = threading.Semaphore(CHANNELS)
+        self._idle: list[_Shell] = []
         self._known: tuple[str, timedelta, dict[str, str]] | None = None  # home, its clock before ours, environment
         self._failed: WflError | None = None
         self._retry, self._pause = 0.0, PAUSE[0]
@@ -104,15 +104,26 @@ class There:
         """What a script says, and how it ends. Raises DrmCommunicationError where nobody knows."""
         with self._channels:
             connection = self._reached(until)
-            channel = connection.command(f"exec {self._speaks.shell} -s")
             try:
-                with closing(channel):
-                    return _done(channel, f"echo '{BEGIN}'\n{script}", timeout)
+                shell = self._take(connection)
+                done = shell.run(script, timeout)
             except TimeoutError as error:
                 connection.close()
                 raise DrmCommunicationError(f"{self._login.name} does not answer") from error
             except (OSError, EOFError, paramiko.SSHException) as error:
                 raise DrmCommunicationError(f"{self._login.name}: the connection was lost") from error
+            self._idle.append(shell)
+            return done
+
+    def _take(self, connection: Connection) -> _Shell:
+        """A shell that nobody else uses, of this connection."""
+        while True:
+            try:
+                shell = self._idle.pop()
+            except IndexError:
+                return _Shell(connection.command(f"exec {self._speaks.shell} -s"), connection, self._speaks.timeout)
+            if shell.connection is connection:
+                return shell
 
     def _told(self, script: str) -> bytes:
         """What a script says that ends well, and may be run twice where the connection is lost meanwhile.
@@ -306,27 +317,40 @@ _LOOK = "{ stat -c %Y / >/dev/null 2>&1 || { echo 'its stat(1) is neither of GNU
 _CODEC: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
-def _done(channel: paramiko.Channel, script: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
-    """Raises TimeoutError, and ConnectionError for an end that nobody has told."""
-    end = time.monotonic() + timeout
-    pieces = []
-    channel.sendall(script.encode(**_CODEC))
-    channel.shutdown_write()
-    while True:
-        channel.settimeout(max(0.001, end - time.monotonic()))
-        piece = channel.recv(1 << 16)
-        if not piece:
-            break
-        pieces.append(piece)
-    if not channel.status_event.wait(max(0.001, end - time.monotonic())):
-        raise TimeoutError
-    if channel.exit_status < 0:
-        raise ConnectionError("no exit status")
-    words = []
-    while channel.recv_stderr_ready():
-        words.append(channel.recv_stderr(1 << 16))
-    _, _, output = b"".join(pieces).partition(f"{BEGIN}\n".encode())
-    return subprocess.CompletedProcess((), channel.exit_status, output, b"".join(words))
+class _Shell:
+    """A shell there that runs one script after another, each in a shell of its own."""
+
+    def __init__(self, channel: paramiko.Channel, connection: Connection, timeout: float) -> None:
+        self._channel, self.connection = channel, connection
+        self._mark = f"-- wfl {os.urandom(8).hex()}"
+        self.run(":", timeout)  # what comes before that is the login's own: some profiles print
+
+    def run(self, script: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
+        """Raises TimeoutError, and ConnectionError for an end that nobody has told. It cannot be used after that."""
+        end, mark = time.monotonic() + timeout, self._mark
+        text = f"(\n{script}\n) </dev/null\nwfl=$?\necho >&2; echo '{mark}' >&2; echo; echo '{mark} '$wfl\n"
+        try:
+            self._channel.sendall(text.encode(**_CODEC))
+            output, status = self._until(self._channel.recv, end)
+            words, _ = self._until(self._channel.recv_stderr, end)
+        except BaseException:
+            self._channel.close()
+            raise
+        return subprocess.CompletedProcess((), int(status), output, words)
+
+    def _until(self, receive: Callable[[int], bytes], end: float) -> tuple[bytes, bytes]:
+        """What comes before the mark, and the rest of its line."""
+        mark, found = f"\n{self._mark}".encode(), bytearray()
+        while True:
+            before = max(0, len(found) - len(mark) - 8)
+            self._channel.settimeout(max(0.001, end - time.monotonic()))
+            piece = receive(1 << 16)
+            if not piece:
+                raise ConnectionError("the shell has ended")
+            found += piece
+            place = found.find(mark, before)
+            if place >= 0 and found.endswith(b"\n"):
+                return bytes(found[:place]), bytes(found[place + len(mark) : -1])
 
 
 def _time(seconds: str) -> datetime:
