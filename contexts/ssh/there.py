@@ -58,6 +58,7 @@ class There:
         self._known: tuple[str, timedelta, dict[str, str]] | None = None  # home, its clock before ours, environment
         self._failed: WflError | None = None
         self._retry, self._pause = 0.0, PAUSE[0]
+        self._met = False
         self._closed = threading.Event()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,7 +88,7 @@ class There:
                 self._retry = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
                 self._pause = min(2 * self._pause, PAUSE[1])
                 raise
-            self._failed, self._pause = None, PAUSE[0]
+            self._met, self._failed, self._pause = True, None, PAUSE[0]
             return self._connection
 
     def _reached(self, until: float) -> Connection:
@@ -97,7 +98,7 @@ class There:
                 return self._connected()
             except DrmCommunicationError:
                 left = until - time.monotonic()
-                if self._known is None or left <= 0 or self._closed.wait(min(left, PAUSE[0])):
+                if not self._met or left <= 0 or self._closed.wait(min(left, PAUSE[0])):
                     raise
 
     def _spoken(self, script: str, timeout: float, until: float) -> subprocess.CompletedProcess[bytes]:
@@ -135,7 +136,7 @@ class There:
             try:
                 return self._complained(self._spoken(script, self._speaks.timeout, until))
             except DrmCommunicationError:
-                if self._known is None or time.monotonic() > until or self._closed.wait(PAUSE[0]):
+                if not self._met or time.monotonic() > until or self._closed.wait(PAUSE[0]):
                     raise
 
     def _complained(self, done: subprocess.CompletedProcess[bytes]) -> bytes:
