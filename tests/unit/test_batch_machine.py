@@ -100,7 +100,7 @@ def test_texts_come_back(machine: Machine, tmp_path: Path, name: str) -> None:
 def test_many_texts(machine: Machine, tmp_path: Path) -> None:
     """As many as a session has, some empty."""
     given = {f"{tmp_path}/{number}": f"text {number}\n" * (number % 3) for number in range(1200)}
-    machine.write(given)
+    Here().write(given)
     assert {path: told.text for path, told in machine.texts([*given, f"{tmp_path}/none"]).items()} == given
     assert len(machine.times(given)) == 1200
     machine.remove(given)
@@ -118,6 +118,7 @@ def test_a_text_that_grows(node: Node, tmp_path: Path) -> None:
             while not stop.is_set():
                 file.write("more\n")
                 file.flush()
+                time.sleep(0.0005)
 
     thread = threading.Thread(target=write)
     thread.start()
