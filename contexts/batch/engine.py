@@ -12,6 +12,7 @@ import posixpath
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -205,7 +206,8 @@ class BatchBackend(Backend):
             index = indexes if isinstance(indexes, int) else None
             key = "KEY-1" if index is None else f"KEY-1.{index}"
             whole = indexes if isinstance(indexes, range) else None
-            entry = self._entry(Submission(key, template, "KEY-1", index=index), whole, max_parallel)
+            submission = Submission(key, template, "KEY-1", index=index)
+            entry = self._entry(submission, self._machine.base, whole, max_parallel)
             jobs = [_behind(job, f"ID{job.part}") for job in self._jobs(entry)]
             found += [Preview(self._shown(job), self._script(entry, job.wave)) for job in jobs]
         return found
@@ -245,10 +247,12 @@ class BatchBackend(Backend):
         except WflError as error:
             return [error] * len(indexes)
 
-    def _entry(self, submission: Submission, indexes: range | None = None, max_parallel: int | None = None) -> Entry:
+    def _entry(
+        self, submission: Submission, base: str, indexes: range | None = None, max_parallel: int | None = None
+    ) -> Entry:
         return Entry(
             submission.key,
-            _settled(submission.template, self._machine.base),
+            _settled(submission.template, base),
             submission.job_id,
             index=submission.index,
             indexes=indexes,
@@ -260,25 +264,26 @@ class BatchBackend(Backend):
         self, submission: Submission, indexes: range | None = None, max_parallel: int | None = None
     ) -> list[str]:
         """Write everything down, then submit; the ids, an array's one for each element."""
-        try:
-            entry = self._entry(submission, indexes, max_parallel)
+        with _not_yet():
+            base = self._machine.base
+        entry = self._entry(submission, base, indexes, max_parallel)
+        with _not_yet():
             self._carrier.bring(entry)
-        except DrmCommunicationError as error:  # nothing was submitted, and that is known
-            raise DeniedByDrmsError(f"nothing was submitted: {error}") from error
-        program = program_of(entry.key)
-        self._programs.add(program)
-        self.ending.before(entry.key)
+            self._programs.add(program_of(entry.key))
+            self.ending.before(entry.key)
         ids: dict[int, str] = {}
         for part in self._jobs(entry):
             job = _behind(part, ids.get(part.part - 1))
             try:
-                self.place.enter(entry, self._script(entry, job.wave))
+                with _not_yet():
+                    self.place.enter(entry, self._script(entry, job.wave))
                 ids[job.part] = self._send(job)
             except DrmCommunicationError:
                 raise
             except WflError as error:
                 self._cancel(list(ids.values()))
-                self.place.forget([entry.key])
+                with suppress(DrmCommunicationError):
+                    self.place.forget([entry.key])
                 self.ending.after(entry.key)
                 if not ids:
                     raise
@@ -915,6 +920,15 @@ class Preview(msgspec.Struct, frozen=True):
         import shlex
 
         return f"{shlex.join(self.command)}\n\n{self.script}"
+
+
+@contextmanager
+def _not_yet() -> Iterator[None]:
+    """Where a machine is not reached in here, nothing was submitted, and that is known."""
+    try:
+        yield
+    except DrmCommunicationError as error:
+        raise DeniedByDrmsError(f"nothing was submitted: {error}") from error
 
 
 def _index(key: str) -> int:

@@ -273,9 +273,10 @@ def test_what_is_detached_goes_on(death: signal.Signals, cluster: Cluster, run: 
     assert program.left() == []
     if death == signal.SIGINT:
         (line,) = [line for line in program.log().splitlines() if line.startswith("slurm: ")]
+        via = ", via='wfl-root'" if cluster.config else ""
         assert line.startswith(
             f"slurm: {SINGLES + ELEMENTS} tasks go on; Workflow(SlurmContext(session_name='{cluster.name}', "
-            f"directory='{cluster.directory}')) finds them; to end them: kill_all(), or scancel "
+            f"directory='{cluster.directory}'{via})) finds them; to end them: kill_all(), or scancel "
         )
         assert line.endswith(f" … (and {SINGLES + 1 - 5} more)")
     time.sleep(2)
