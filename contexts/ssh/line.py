@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -36,8 +37,9 @@ PAUSE = (0.2, 30.0)
 PIECE = 1 << 16
 LOST = (OSError, EOFError, paramiko.SSHException)
 """What paramiko raises where a connection is lost."""
-ATTACHED = "xrfg"
-"""First letters of lines that belong to an answer, whose number comes next."""
+_ANSWER = re.compile(r"([+-]) (\d+) ?(.*)", re.ASCII)
+_ATTACHED = re.compile(r"[xrfg]\t(\d+)\t", re.ASCII)
+"""Lines that belong to an answer, by its number."""
 
 
 class Speaks(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +50,10 @@ class Speaks(msgspec.Struct, frozen=True, kw_only=True):
     shell: str
     timeout: float
     passphrase: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the passphrase."""
+        return f"Speaks({self.session!r}, {self.directory!r}, {self.shell!r}, {self.timeout:g} s)"
 
 
 class Line:
@@ -195,6 +201,8 @@ class Line:
             if again:
                 threading.Thread(target=self._guarded, args=(self._back,), name="wfl-ssh-back", daemon=True).start()
             self._listen(channel, rest)
+        except Exception:
+            log.exception("%s: connecting again after this error", self.name)
         finally:
             with self._lock:
                 self._channel = self._connection = None
@@ -245,30 +253,28 @@ class Line:
             channel.sendall(_bytes(request or "w_say '+ 0'\n"))
 
     def _hear(self, line: str) -> None:
-        kind, _, rest = line.partition(" ")
-        if kind in ("+", "-"):
-            number, _, words = rest.partition(" ")
+        """A line that means nothing is passed over."""
+        found = _ANSWER.fullmatch(line)
+        if found is not None:
             self._unanswered = None
             with self._lock:
-                answer = self._waiting.pop(int(number), None)
-                lines = self._answers.pop(int(number), [])
+                answer = self._waiting.pop(int(found[2]), None)
+                lines = self._answers.pop(int(found[2]), [])
             if answer is None:
                 return
-            if kind == "+":
+            if found[1] == "+":
                 answer.set_result(lines)
             else:
-                answer.set_exception(DeniedByDrmsError(f"{self.name}: {words or 'it cannot be done there'}"))
-            return
-        if kind[0] in ATTACHED:
-            number = line.split("\t", 2)[1]
+                answer.set_exception(DeniedByDrmsError(f"{self.name}: {found[3] or 'it cannot be done there'}"))
+        elif (found := _ATTACHED.match(line)) is not None:
             with self._lock:
-                if (told := self._answers.get(int(number))) is not None:
+                if (told := self._answers.get(int(found[1]))) is not None:
                     told.append(line)
-            return
-        try:
-            self._tell(self, line)
-        except Exception:
-            log.exception("%s: the line goes on after this error", self.name)
+        elif line.startswith("e\t"):
+            try:
+                self._tell(self, line)
+            except Exception:
+                log.exception("%s: the line goes on after this error", self.name)
 
     def words(self) -> str:
         """What the host's shell has complained of since the last look."""

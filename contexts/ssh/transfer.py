@@ -9,7 +9,7 @@ import os
 import posixpath
 import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import paramiko
 
@@ -160,7 +160,7 @@ class Copies:
             while file.tell() < size:
                 if file.tell() >= ahead:
                     ahead = min(size, file.tell() + AHEAD * PIECE)
-                    remote.prefetch(ahead)
+                    _prefetch(remote, ahead)
                 piece = remote.read(min(PIECE, ahead - file.tell()))
                 if not piece:
                     break
@@ -214,12 +214,24 @@ def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -
             return b""
         file.seek(offset)
         if wanted > PIECE:
-            file.prefetch(offset + wanted, AHEAD)
+            _prefetch(file, offset + wanted, AHEAD)
         pieces = []
         while wanted and (piece := file.read(min(PIECE, wanted))):
             pieces.append(piece)
             wanted -= len(piece)
         return b"".join(pieces)
+
+
+def _prefetch(file: paramiko.SFTPFile, size: int, most: int | None = None) -> None:
+    """Ask for what comes up to there. A lost connection is told to who reads; paramiko's thread prints it as well."""
+    ask: Callable[..., None] = file._prefetch_thread  # type: ignore[attr-defined] # noqa: SLF001
+
+    def quietly(*arguments: Any) -> None:
+        with suppress(*_BROKEN, OSError):
+            ask(*arguments)
+
+    file._prefetch_thread = quietly  # type: ignore[attr-defined] # noqa: SLF001
+    file.prefetch(size, most)
 
 
 def read_all(client: paramiko.SFTPClient, path: str) -> bytes:
