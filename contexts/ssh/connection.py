@@ -124,7 +124,8 @@ class Connection:
     def close(self) -> None:
         """Cut it. May be called from any thread, and again."""
         for transport in reversed(self._transports):
-            transport.close()
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the way to it may be lost
+                transport.close()
         if self._command is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._command.pid, 9)

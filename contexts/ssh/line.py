@@ -106,6 +106,11 @@ class Line:
         """Whether there is a connection, as far as is known."""
         return self._channel is not None
 
+    @property
+    def resting(self) -> bool:
+        """Whether it could not be reached a moment ago, so that this is not tried again yet."""
+        return self.failed is not None and time.monotonic() < self._retry
+
     def connected(self, *, make: bool = True) -> attendant.Hello:
         """Connect if that is needed. Raises why it cannot be reached, at once if that was tried a moment ago."""
         with self._connecting:
@@ -113,7 +118,7 @@ class Line:
                 raise DrmCommunicationError(f"{self.name}: the connection was closed")
             if self._channel is not None and self.hello is not None:
                 return self.hello
-            if self.failed is not None and time.monotonic() < self._retry:
+            if self.failed is not None and self.resting:
                 raise self.failed
             try:
                 return self._connect(make=make)
@@ -145,13 +150,16 @@ class Line:
                 raise DrmCommunicationError(f"{self.name}: {network.words(error)}") from error
             raise
         again = self.hello is not None
-        self._connection, self._channel, self.hello, self.failed = connection, channel, hello, None
-        self._pauses = PAUSE[0]
-        self._thread = threading.Thread(
-            target=self._read, args=(connection, channel, buffer, again), name="wfl-ssh", daemon=True
-        )
-        self._thread.start()
-        return hello
+        arguments = (connection, channel, buffer, again)
+        with self._lock:
+            if not self._closed.is_set():
+                self._connection, self._channel, self.hello, self.failed = connection, channel, hello, None
+                self._pauses = PAUSE[0]
+                self._thread = threading.Thread(target=self._read, args=arguments, name="wfl-ssh", daemon=True)
+                self._thread.start()
+                return hello
+        connection.close()
+        raise DrmCommunicationError(f"{self.name}: the connection was closed")
 
     def ask(self, make: Callable[[int], str], *, timeout: float | None = None) -> list[str]:
         """Send a request, given its number, and wait for its answer: what was told for it.
@@ -284,9 +292,9 @@ class Line:
     # -- the end --
 
     def close(self) -> None:
-        """Cut it for good."""
+        """Cut it for good; who is just connecting is not waited for, and learns it in the end."""
         self._closed.set()
-        with self._connecting:
+        with self._lock:
             connection, thread = self._connection, self._thread
         if connection is not None:
             connection.close()

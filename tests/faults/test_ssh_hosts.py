@@ -133,6 +133,27 @@ def test_one_host_was_never_there(how: str, host: Host, tmp_path: Path) -> None:
     host.is_empty()
 
 
+def test_many_hosts_say_nothing(host: Host, tmp_path: Path) -> None:
+    """However many there are, and however long they may take, those that answer have the jobs at once."""
+    names = [f"silent-{number}" for number in range(6)]
+    config = tmp_path / "config"
+    with Wire(host.port) as wire:
+        wire.swallow(*BOTH)
+        config.write_text(host.entry() + host.entry("silent-*", port=wire.port))
+        begin = time.monotonic()
+        context = host.context([*names, "there"], config=str(config), timeout=PATIENCE)
+        with Workflow(context, raise_errors=True) as flow:
+            flow.run("true").wait(PATIENCE)
+            first = time.monotonic()
+            job = flow.run_array(20, "true")
+            job.synchronize(timeout=PATIENCE)
+            assert machines(job) == ["there"] * 20
+            assert time.monotonic() - first < 5
+        assert time.monotonic() - begin < PATIENCE / 2, "nobody waits for each of them, or for as long as they may take"
+        wire.mend()
+    host.is_empty()
+
+
 def test_one_host_goes_and_comes(host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its jobs stay as they are and end truly; others go elsewhere meanwhile, and to it again afterwards."""
     gate = tmp_path / "gate"
@@ -293,10 +314,10 @@ def test_a_key_with_a_passphrase(host: Host, homes: str) -> None:
                     assert secret.encode() not in Path(f"/proc/{name}/{kind}").read_bytes()
         job.kill().wait(PATIENCE)
     assert "passphrase" in why(host.context(ssh.SECRET, **settings), DeniedByDrmsError)
-    wrong = host.context(ssh.SECRET, passphrase="another", **settings)  # noqa: S106 - it is none
+    wrong = host.context(ssh.SECRET, passphrase="no such words", **settings)  # noqa: S106
     text = why(wrong, DeniedByDrmsError)
     assert ssh.SECRET in text
-    assert "another" not in text
+    assert "no such words" not in text
 
 
 def test_an_agent_has_the_key(host: Host, homes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +604,7 @@ def tree(flow: Workflow, log: Path, line: str) -> Iterator[Job]:
 
 
 GRANDCHILDREN = " ".join(
-    f"{how} sh -c '{NOTE}exec sleep 600' x &" for how in ("", "setsid", "setsid setsid", "nohup setsid")
+    f"{how} sh -c '{NOTE}exec sleep 600' x &" for how in ("", "setsid", "setsid setsid", "env setsid")
 )
 """Four of them, of which three are in sessions of their own."""
 
@@ -653,7 +674,9 @@ def test_clean_leaves_nothing(host: Host, tmp_path: Path) -> None:
         job.tasks[0].wait_started(PATIENCE)
         assert clean(context.session_name, context) == 2
         wait_until("none is left", lambda: not alive(log), 10)
-        assert {path.split("/")[0] for path in host.kept()} == {other.session_name}
+        wait_until(
+            "only the other is kept", lambda: {path.split("/")[0] for path in host.kept()} == {other.session_name}
+        )
         assert clean(context.session_name, context) == 0
         assert job.state is JobState.RUNNING
         job.kill().wait(PATIENCE)

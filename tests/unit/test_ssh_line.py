@@ -463,6 +463,30 @@ def test_closing_what_was_never_connected(place: Place) -> None:
     assert place.server.made == 0
 
 
+def test_closing_while_it_is_connecting(place: Place) -> None:
+    """A host that says nothing yet keeps nobody from closing, and no connection to it is left when it does."""
+    answers = threading.Event()
+    place.host.before_auth = lambda: answers.wait(PATIENCE)
+    line = place.line()
+    failed: list[WflError] = []
+
+    def connect() -> None:
+        try:
+            line.connected()
+        except WflError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    until(lambda: place.host.asked)
+    line.close()
+    assert thread.is_alive()
+    answers.set()
+    thread.join(PATIENCE)
+    assert [str(error) for error in failed] == ["host: the connection was closed"]
+    assert not line.up
+
+
 def test_closing_while_everything_is_lost(place: Place) -> None:
     """To close, to ask and to lose a connection at the same time is no trap."""
     for _ in range(5):

@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -286,6 +288,23 @@ def test_fetching_goes_on_where_it_was(copies: Copies, wire: Wire, disk: Disk, h
     for number in range(3):
         assert (here / f"back/{number}").read_bytes() == data(SEVERAL)
         assert facts(here / f"back/{number}") == (0o640, YEAR_2001)
+
+
+def test_a_break_is_told_once(copies: Copies, disk: Disk, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads is told that the connection broke off; no thread of the client prints it."""
+    printed: list[object] = []
+    monkeypatch.setattr("threading.excepthook", printed.append)
+    written(disk.root / "file", data(MANY))
+    for cut in range(0, 4 * PIECE, PIECE):
+        disk.cut = cut
+        with suppress(DrmCommunicationError):
+            copies.get("/file", str(here / "back"))
+    wait = threading.enumerate
+    end = time.monotonic() + 10
+    while any("_prefetch" in thread.name or "quietly" in thread.name for thread in wait()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert printed == []
 
 
 def test_no_other_connection(disk: Disk, here: Path) -> None:
