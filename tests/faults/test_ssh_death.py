@@ -449,7 +449,7 @@ def test_sshd_is_restarted(own: Host) -> None:
 
 
 def test_sshd_is_away(own: Host, tmp_path: Path) -> None:
-    """For 20 s, while 30 run and 30 are just ending, with files to be fetched: none is called failed, all are told."""
+    """For 8 s, while 30 run and 30 are just ending, with files to be fetched: none is called failed, all are told."""
     gate, results = tmp_path / "gate", tmp_path / "results"
     results.mkdir()
     with Workflow(own.context(), raise_errors=True) as flow:
@@ -469,7 +469,7 @@ def test_sshd_is_away(own: Host, tmp_path: Path) -> None:
         wait_until("they end", lambda: any(job.state.ended for job in ending))
         own.strike()
         gate.with_name("gate2").touch()
-        time.sleep(20)
+        time.sleep(8)
         assert not any(task.state is JobState.FAILED and task.info().exit_status is None for task in tasks)
         begin = time.monotonic()
         own.start()
@@ -487,7 +487,7 @@ def test_sshd_is_away(own: Host, tmp_path: Path) -> None:
 
 
 SLOWEST = 20.0
-"""Seconds until all is told after so long: the pause between two attempts has grown to 13 s, more or less a fifth."""
+"""Seconds until all is told after so long: the pause between two attempts has grown to 7 s, more or less a fifth."""
 
 
 def _are_right(tasks: list[Task]) -> None:

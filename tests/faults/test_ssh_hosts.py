@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tests.faults.hosts import ALIAS, BOTH, Host, Wire, alive
 from tests.faults.machine import NOTE, PATIENCE, children_of, command_of, noted, stat_of, wait_until
 from tests.faults.servers import free_port, needed
 from wfl import JobState, Workflow, shell
-from wfl.contexts.ssh import clean
+from wfl.contexts.ssh import clean, doctor
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from wfl import Job, Task
     from wfl.contexts.ssh import SshContext
 
+LITTLE = timedelta(seconds=0.1)
 SHELLS = ["dash", "bash", "busybox"]
 ALL = os.fsdecode(bytes(range(1, 256)))
 """Every byte that a text for the system may have."""
@@ -233,6 +235,59 @@ def test_who_waits_for_room_is_not_lost(host: Host, tmp_path: Path) -> None:
                 assert lines.count(str(number)) == (info.state is JobState.DONE), info
                 assert info.state is JobState.DONE or info.sub_state in ("launch_failure", "lost"), info
             assert len(lines) >= 6
+    host.is_empty()
+
+
+# --- hosts that are not what they were ----------------------------------------------------------------------
+
+
+def test_a_host_is_started_anew(host: Host) -> None:
+    """Its boot id is another one: what ran before has failed with its host, what had ended by then has its own end."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with Wire(host.port) as wire, Workflow(host.context(port=wire.port), raise_errors=False) as flow:
+        job = flow.run_array(3, shell("[ $TASK_ID != 3 ] || exit 7; sleep 600"))
+        for task in (tasks := tasks_of(job))[:2]:
+            task.wait_started(PATIENCE)
+        tasks[2].wait_terminated(PATIENCE)
+        wire.refuse()
+        for pid in started_through(host):  # as nothing lives through a start
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for path in host.jobs.glob("*/*/[0-9]*/*"):
+            text = path.read_text()
+            if f"|{boot}|" in text:
+                path.write_text(text.replace(boot, "another-boot"))
+        wire.mend()
+        for task in tasks[:2]:
+            task.wait_terminated(PATIENCE)
+            info = task.info()
+            assert (info.state, info.sub_state) == (JobState.FAILED, "node_failure"), info
+            assert info.annotation == "there was started anew while it ran"
+        assert tasks[2].info().exit_status == 7
+        assert flow.run("true").wait(PATIENCE).success()
+    host.is_empty()
+
+
+def test_a_clock_that_goes_wrong(host: Host, tmp_path: Path) -> None:
+    """An hour ahead: times are ours all the same, and the doctor says it."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    (commands / "date").write_text(f"#!/bin/sh\necho $(($({needed('date', 'coreutils')} +%s) + 3600))\n")
+    (commands / "date").chmod(0o755)
+    context = host.context(shell=f"/usr/bin/env PATH={commands}:{os.environ['PATH']} /bin/sh")
+    with Workflow(context, raise_errors=True) as flow:
+        begin = datetime.now(UTC)
+        info = flow.run("sleep", "1").wait(PATIENCE).info()
+        end = datetime.now(UTC)
+        assert info is not None
+        assert info.dispatch_time is not None
+        assert info.finish_time is not None
+        assert begin - LITTLE <= info.dispatch_time < info.finish_time <= end + LITTLE
+        assert info.wallclock_time is not None
+        assert timedelta(seconds=1) <= info.wallclock_time <= end - begin
+    assert [line for line in doctor("there", context) if "clock" in line] == [
+        "its clock is 3600 s ahead; times are told by ours"
+    ]
     host.is_empty()
 
 
