@@ -163,6 +163,7 @@ class Copies:
                     _prefetch(remote, ahead)
                 piece = remote.read(min(PIECE, ahead - file.tell()))
                 if not piece:
+                    remote.stat()  # raises where the connection is lost, which paramiko takes for the file's end
                     break
                 file.write(piece)
                 self._arrived += len(piece)
@@ -213,16 +214,22 @@ def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -
         if not wanted:
             return b""
         file.seek(offset)
-        if wanted > PIECE:
-            _prefetch(file, offset + wanted, AHEAD)
-        pieces = []
-        while wanted and (piece := file.read(min(PIECE, wanted))):
+        pieces, ahead, end = [], offset, offset + wanted
+        while offset < end:
+            if offset >= ahead:
+                ahead = min(end, offset + AHEAD * PIECE)
+                if ahead - offset > PIECE:
+                    _prefetch(file, ahead)
+            piece = file.read(min(PIECE, ahead - offset))
+            if not piece:
+                file.stat()  # as above
+                break
             pieces.append(piece)
-            wanted -= len(piece)
+            offset += len(piece)
         return b"".join(pieces)
 
 
-def _prefetch(file: paramiko.SFTPFile, size: int, most: int | None = None) -> None:
+def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
     """Ask for what comes up to there. A lost connection is told to who reads; paramiko's thread prints it as well."""
     ask: Callable[..., None] = file._prefetch_thread  # type: ignore[attr-defined] # noqa: SLF001
 
@@ -231,13 +238,15 @@ def _prefetch(file: paramiko.SFTPFile, size: int, most: int | None = None) -> No
             ask(*arguments)
 
     file._prefetch_thread = quietly  # type: ignore[attr-defined] # noqa: SLF001
-    file.prefetch(size, most)
+    file.prefetch(size)  # told how many at once, its thread would wait for ever for a connection that is lost
 
 
 def read_all(client: paramiko.SFTPClient, path: str) -> bytes:
     """The whole of a small file."""
     with client.open(path, "r") as file:
-        return file.read()
+        data = file.read()
+        file.stat()  # as above
+        return data
 
 
 def _at_once(path: str, flags: int) -> int:

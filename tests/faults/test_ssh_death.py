@@ -388,7 +388,7 @@ def _is_right(task: Task, began: datetime, opened: datetime, closed: datetime) -
 CROWDED = """
 flow = Workflow(context(detach=True, store=rest[0]), raise_errors=True)
 line = 'echo $TASK_ID >>"$LOG"; until [ -e "$GATE" ]; do sleep 0.05; done; exit $TASK_ID'
-job = flow.run_array(5, shell(line, job_environment={"LOG": log, "GATE": rest[1]}), candidate_machines=["there"])
+job = flow.run_array(5, shell(line, job_environment={"LOG": rest[2], "GATE": rest[1]}), candidate_machines=["there"])
 job.tasks[0].tasks[0].wait_started(60)
 while [task.state.value for task in job.tasks[0].tasks].count("queued") < 4:
     time.sleep(0.01)
@@ -401,10 +401,10 @@ job.synchronize()
 def test_who_waits_for_room_goes_on(runs: Runs, host: Host, tmp_path: Path) -> None:
     """What a program that was killed had no room for is started by the next one: once each, as what it was."""
     store, gate = str(tmp_path / "store"), tmp_path / "gate"
-    config = tmp_path / "config"
+    config, ran = tmp_path / "config", tmp_path / "ran"
     config.write_text(host.entry("there") + host.entry("other"))
     more: dict[str, Any] = {"hosts": ["there", "other"], "slots": {"there": 1}, "config": str(config)}
-    program = runs.start(CROWDED, store, gate, **more)
+    program = runs.start(CROWDED, store, gate, ran, **more)
     program.expect("running")
     program.kill()
     wait_until("nothing is left here", lambda: not program.left())
@@ -415,7 +415,7 @@ def test_who_waits_for_room_goes_on(runs: Runs, host: Host, tmp_path: Path) -> N
             task.wait_terminated(PATIENCE)
         assert [task.info().exit_status for task in tasks] == [1, 2, 3, 4, 5], [task.info() for task in tasks]
         assert {task.info().allocated_machines for task in tasks} == {("there",)}
-        assert sorted(runs.log.read_text().split()) == ["1", "2", "3", "4", "5"]
+        assert sorted(ran.read_text().split()) == ["1", "2", "3", "4", "5"]
         flow.jobs()[0].reap_all()
     host.is_empty()
 
