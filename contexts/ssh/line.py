@@ -35,6 +35,8 @@ log = logging.getLogger("wfl")
 PAUSE = (0.2, 30.0)
 """Seconds between two attempts to connect: the first pause, and the longest."""
 PIECE = 1 << 16
+NOTHING = "nothing"
+"""What w_enter says where the session has no directory."""
 LOST = (OSError, EOFError, paramiko.SSHException)
 """What paramiko raises where a connection is lost."""
 _ANSWER = re.compile(r"([+-]) (\d+) ?(.*)", re.ASCII)
@@ -140,7 +142,7 @@ class Line:
             try:
                 hello = attendant.Hello.read(line, datetime.now(UTC))
             except DrmCommunicationError as error:
-                said = _words(channel)
+                said = _words(channel) if str(error) != NOTHING else ""  # a login may complain of anything
                 raise SessionManagementError(
                     f"{self.name}: {self._speaks.shell} cannot be used there: {error}{': ' if said else ''}{said}"
                 ) from error

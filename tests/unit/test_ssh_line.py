@@ -285,8 +285,8 @@ def test_a_shell_that_says_nothing(place: Place) -> None:
 
 
 def test_a_session_that_is_not_there(place: Place) -> None:
-    """To look at a session makes none."""
-    line = place.line()
+    """To look at a session makes none, whatever else the login has complained of."""
+    line = place.line(shell="sh -c 'echo complaint >&2; exec sh -s' #")
     with pytest.raises(SessionManagementError, match=r": nothing$"):
         line.connected(make=False)
     assert list((place.home / "there").iterdir()) == []
