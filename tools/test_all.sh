@@ -40,7 +40,7 @@ lane() { # lane NAME=TESTS... : these suites, one after another, beside what fol
 schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
 lane "slurm,slurm-plain=tests/conformance --wfl-sites slurm,slurm-plain" "schedulers=${schedulers[*]}"
 lane "grid-engine,drmaa=tests/conformance --wfl-sites grid-engine,drmaa" \
-    "ssh,ssh-user=tests/conformance --wfl-sites ssh,ssh-user"
+    "ssh,ssh-user=tests/conformance tests/faults/test_ssh_*.py --wfl-sites ssh,ssh-user"
 suite python "$oldest" .venv-oldest \
     "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_* --ignore-glob=tests/faults/test_ssh_* \
     $(printf -- '--ignore=%s ' "${schedulers[@]}")" || failed=1

@@ -539,7 +539,7 @@ class JobSession:
 
     def _look_for(self, by_key: Mapping[str, Record], never: WflError) -> list[Record]:
         """Ask once; the records that there was no answer for."""
-        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
+        known = [_known(r) for r in by_key.values()]
         answer = self.request(self.backend.find, known)
         ids = {info.extensions.get("key", info.id): info.id for info in answer.infos}
         found = [r for key, r in by_key.items() if key in ids and (r.phase == SUBMITTING or r.id != ids[key])]
@@ -1336,6 +1336,11 @@ def _never_ran(record: Record) -> bool:
     """Whether it was ended before the system had it, so that there is no output to miss."""
     info = record.info
     return info is not None and info.dispatch_time is None and info.sub_state in ("cancelled", "timeout")
+
+
+def _known(record: Record) -> Known:
+    id = record.id if record.phase != SUBMITTING else None
+    return Known(record.key, id, record.template, record.info, record.job_id, record.index)
 
 
 def _describe(record: Record) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class SshContext(Context):
         for name, value in (("timeout", timeout), ("lease", lease)):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected seconds")
-            if not value > 0:
+            if not 0 < value <= threading.TIMEOUT_MAX:
                 raise InvalidArgumentError(f"{name} is {value!r}, expected seconds above 0")
         for name, text in (("directory", directory), ("shell", shell)):
             if not isinstance(text, str):

@@ -33,6 +33,8 @@ TOGETHER = 64
 """Jobs in one request, which become one pipeline of processes."""
 HERE = "here"
 NO_ORDERS = "its orders did not arrive"
+LEASED = "lease\n"
+"""What the record of an end begins with that came of a host which heard nothing of the program."""
 NOBODY = "nobody"
 """The owner of jobs that outlive their program."""
 
@@ -137,7 +139,7 @@ def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: 
     made = " &&\n".join(lines)
     return (
         f"if {made}; then\n( ( w_batch; {chain} | w_leave ) 9>&-; : ) 2>/dev/null\n"
-        f"w_say '+ {request}'\nelse\nw_no {request}; rm -rf -- {dropped}\nfi\n"
+        f"w_say '+ {request}'\nelse\nw_no {request}; w_drop {dropped}\nfi\n"
     )
 
 
@@ -237,13 +239,15 @@ def _where(home: str, how: str) -> Where:
 
 def ended_as(one: Seen, hello: Hello, name: str, written: datetime | None = None) -> JobInfo:
     """The end that a job has written down on the host called `name`; `written`: when, if its times do not say."""
-    record = (one.record or "").rstrip("\n")
+    record = (one.record or "").removeprefix(LEASED).rstrip("\n")
     if not record.endswith(f"\n{WHOLE}"):  # cut: what counts comes first
         record = f"{record}\n{WHOLE}"
     over = next((line[5:] for line in record.split("\n") if line.startswith("over ") and line[5:]), None)
     told = hello.when(float(over)) if over and one.ours else None
     end = read_end(record, told or written or datetime.now(UTC))
     info = how_it_ended(one.key, end, None, cause=None, began=True, words=str)
+    if (one.record or "").startswith(LEASED) and info.terminating_signal == "SIGKILL":
+        info = info.replace(annotation=f"{name} ended it: it had heard nothing of the program for as long as the lease")
     return info.replace(allocated_machines=(name,), slots=1) if end is not None and end.refused is None else info
 
 

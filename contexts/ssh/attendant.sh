@@ -4,7 +4,7 @@
 # It works in the session's directory. Below that each program has a directory, and in it each of its jobs has one, named
 # by its number: job (what was asked for), script, run (whether the shell said something of the command's end), at (host,
 # boot and process of the shell that waits for the command), pid (the command's own process, and by setsid its group),
-# out, err, end.
+# out, err, end; lease (whether the host ended it, which had heard nothing of its program).
 #
 # What it tells goes through a named pipe, which all that tell something open: lines of up to PIPE_BUF bytes stay whole
 # there. One `cat` carries them into the connection. Who waits for a job's end writes it down first and then looks for
@@ -104,6 +104,8 @@ w_watch() {
         *) w_quiet=0 w_last=$w_heard ;;
         esac
         if [ "$w_quiet" -ge "$2" ]; then
+            w_jobs "$1"
+            for w_n in $w_left; do : >"$w_n/lease"; done
             w_end_all "$1"
             w_bye "$1"
             break
@@ -120,6 +122,11 @@ w_beats() { # REQUEST OWNER WORD LEASE: the same; who guards that is gone where 
 }
 w_bye() { rm -f -- "beat.$w_host.$1" "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
 
+w_drop() { # JOB...: those that were just made; one that was there before has begun, or never does
+    for w_n; do
+        [ -e "$w_n/end" ] || [ -e "$w_n/at" ] || [ -e "$w_n/pid" ] || rm -rf -- "$w_n"
+    done
+}
 w_one() { # JOB: in a process of its own, to the job's end and longer than this connection
     exec </dev/null >/dev/null
     w_job=$1 w_place=$PWD
@@ -140,6 +147,7 @@ w_over() { # JOB: tell of its end, which is written down
 }
 w_text() { # $1/end in one line
     w_text=
+    [ ! -e "$1/lease" ] || w_text="lease$w_tab"
     { while read -r w_line; do w_text="$w_text$w_line$w_tab"; done <"$1/end"; } 2>/dev/null
 }
 
