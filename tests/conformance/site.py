@@ -76,8 +76,8 @@ class Site:
     killed: the signal that jobs which are killed get first, and end by.
     refuse, reason: the template of a job that is never started, and a word of the error that says why.
     default: what the contexts of this site add to every template.
-    count: how many things of each kind the system holds, the same before and after a case; clean: removes what a
-    session, by its name, has left there for later programs.
+    count: how many things of each kind the system holds, the same before and after the cases of a file; clean: removes
+    what a session, by its name, has left there for later programs.
     files: the suite's files that are run, None for all.
     inapplicable: reasons for cases known not to apply, by the test's name, or by its file's ("test_death").
     """
