@@ -15,7 +15,7 @@ import pytest
 from wfl import WflError, Workflow
 from wfl.testing.conformance import ours, results
 from wfl.testing.conformance.programs import Program, hear_signals
-from wfl.testing.conformance.site import load
+from wfl.testing.conformance.site import EVERY, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given: str | None = metafunc.config.getoption("--wfl-context", default=None)
     sites = [load(given)] if given else ours.sites(metafunc.config.getoption("--wfl-sites", default=None))
     file = metafunc.module.__name__.rpartition(".")[2]
-    chosen = [site for site in sites if site.files is None or file in site.files]
+    chosen = [site for site in sites if site.runs(file)]
     metafunc.parametrize("site", chosen, indirect=True, ids=[site.name for site in chosen])
 
 
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     What a verb does to which kind does not depend on the system. WFL_EVERY=1 has all of them tried everywhere.
     """
-    if os.environ.get("WFL_EVERY") == "1":
+    if EVERY:
         return
     spared = [item for item in items if _is_spared(item)]
     if spared:
@@ -90,7 +90,7 @@ def pytest_runtest_makereport(
     report = yield
     if isinstance(item, pytest.Function) and "site" in item.fixturenames:
         chosen: Any = item.callspec.params["site"]
-        _recorded.add(chosen.name, item, report, call.excinfo)
+        _recorded.add(chosen, item, report, call.excinfo)
     return report
 
 
