@@ -16,8 +16,7 @@ suite() { # suite oldest|newest NAME TESTS : one run of pytest, with a result fi
     make test SUITE="$2" PYTHON="${!1}" VENV=".venv-$1" TESTS="$3"
 }
 
-make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
-make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
+make .venv-oldest/.has-test .venv-oldest/.has-binary PYTHON="$oldest" VENV=.venv-oldest
 
 # What mostly waits for its system runs beside the rest, some suites one after another in a lane, as evenly as can be;
 # each has a temporary directory of its own, since cases count what is left there.
@@ -46,7 +45,7 @@ shopt -u nullglob
 pages=(tests/binary tests/docs tests/examples)
 elsewhere=(tests/conformance "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
 
-lane oldest slurm,slurm-plain "tests/conformance --wfl-sites slurm,slurm-plain" \
+lane oldest slurm "tests/conformance --wfl-sites slurm" \
     oldest schedulers "${schedulers[*]}"
 lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa"
 # A node of Kubernetes takes much of a small machine for its pods: first what starts few of them, beside tests that
@@ -56,11 +55,13 @@ lane oldest kubernetes-faults "${kubernetes[*]}" \
 lane oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
     oldest hosts "${hosts[*]}" \
     oldest pages "${pages[*]}"
+make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
 suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
 # Of the newest Python what can depend on it: not whole workflows on systems that are programs of their own.
 [ "$newest" = "$oldest" ] || lane newest python "tests/unit --ignore=tests/unit/test_batch_replay.py \
     --ignore=tests/unit/test_undertaker.py tests/conformance --wfl-sites process,process-store,fake,fake-asked \
     --wfl-results build/newest"
+lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain"
 suite oldest conformance "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 for one in "${lanes[@]}"; do wait "$one" || failed=1; done
 cat "${logs[@]}"
