@@ -38,21 +38,20 @@ lane() { # lane oldest|newest NAME TESTS [...] : these suites, one after another
     lanes+=("$!")
 }
 shopt -s nullglob
+daemons=(tests/faults/test_{container_*,daemon_away}.py)
 schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
-kubernetes=(tests/faults/test_kubernetes_*.py)
+kubernetes=(tests/faults/test_kubernetes_{meddling,rights,away,connections,death}.py) # the first meddles with the node
 hosts=(tests/faults/test_{remote,server,ssh}_*.py)
 shopt -u nullglob
 pages=(tests/binary tests/docs tests/examples)
-elsewhere=(tests/conformance "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
+elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
 
 lane oldest slurm "tests/conformance --wfl-sites slurm" \
     oldest schedulers "${schedulers[*]}"
 lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa"
-# A node of Kubernetes takes much of a small machine for its pods: first what starts few of them, beside tests that
-# count time.
-lane oldest kubernetes-faults "${kubernetes[*]}" \
-    oldest kubernetes,kubernetes-files "tests/conformance --wfl-sites kubernetes,kubernetes-files"
-lane oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
+lane oldest kubernetes-faults "${kubernetes[*]}"
+lane oldest daemons "${daemons[*]}" \
+    oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
     oldest hosts "${hosts[*]}" \
     oldest pages "${pages[*]}"
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
@@ -62,6 +61,8 @@ suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || fai
     --ignore=tests/unit/test_undertaker.py tests/conformance --wfl-sites process,process-store,fake,fake-asked \
     --wfl-results build/newest"
 lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain"
+# A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.
+lane oldest kubernetes,kubernetes-files "tests/conformance --wfl-sites kubernetes,kubernetes-files"
 suite oldest conformance "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 for one in "${lanes[@]}"; do wait "$one" || failed=1; done
 cat "${logs[@]}"
