@@ -83,7 +83,7 @@ class Record:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"{site}.json"
             old = json.loads(path.read_text())["cases"] if path.exists() else {}
-            whole = {"site": site, "wfl": _version(), "part": self._parts.get(site, "")}
+            whole: dict[str, Any] = {"site": site, "wfl": _version(), "part": self._parts.get(site, "")}
             whole["cases"] = dict(sorted({**old, **cases}.items()))
             path.write_text(json.dumps(whole, indent=1) + "\n")
 
