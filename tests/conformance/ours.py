@@ -41,6 +41,17 @@ def _store() -> str:
     return f"{_stores[0].name}/{next(_numbers)}"
 
 
+_SYSTEMS = frozenset(
+    {
+        "test_control", "test_death", "test_ends", "test_environment", "test_info", "test_limits", "test_monitoring",
+        "test_output", "test_persistence", "test_stream", "test_submit", "test_template_fields",
+    }
+)  # fmt: skip
+"""The files in which a system shows: what the others are about wfl itself does, above all systems alike.
+
+Every system has one site at which all files are run. One that reaches it in another way has those in which that shows.
+"""
+
 PROCESS = Site(
     name="process",
     context=ProcessContext,
@@ -61,6 +72,7 @@ PROCESS_STORE = Site(
     files=frozenset(
         {"test_arrays", "test_chain", "test_control", "test_ends", "test_info", "test_output", "test_retry"}
     ),
+    why="what is written into a store: the jobs are those of `process`",
 )
 
 SERVICES = Path(__file__).resolve().parents[1] / "services"
@@ -134,7 +146,12 @@ _DIFFERENT = {
 }
 
 DOCKER = _containers("docker", latency=5.0)
-PODMAN = _containers("podman", latency=10.0)
+PODMAN = _containers(
+    "podman",
+    latency=10.0,
+    files=_SYSTEMS,
+    why="where the daemon shows: `docker` has the whole suite, by the same interface",
+)
 
 
 CLUSTERS = MOUNTED / f"wfl-conformance-{os.getuid()}"
@@ -251,6 +268,8 @@ SLURM_PLAIN = _cluster(
     "slurm-plain",
     "wfl.contexts.batch.slurm:SlurmContext",
     killed="SIGTERM",
+    files=_SYSTEMS,
+    why="where accounting and cgroups matter, which it lacks: `slurm` has the whole suite",
     inapplicable={
         **_BY_SCRIPT,
         "test_daemon_grandchild": "without cgroups Slurm's kill reaches the job's process tree",
@@ -259,7 +278,14 @@ SLURM_PLAIN = _cluster(
     },
 )
 GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE)
-DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
+DRMAA = _cluster(
+    "drmaa",
+    "sge",
+    "wfl.contexts.drmaa:DrmaaContext",
+    files=_SYSTEMS | {"test_arrays", "test_concurrency"},
+    why="where the library shows, which is called in place of commands: `grid-engine` has the whole suite",
+    **_GRID_ENGINE,
+)
 
 
 NAMESPACE = os.environ.get("WFL_NAMESPACE")
@@ -353,7 +379,7 @@ _AS_PODS = {
 }
 
 
-def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], files: frozenset[str] | None) -> Site:
+def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], **more: Any) -> Site:
     """A site on Kubernetes, whose jobs have this default template."""
     return Site(
         name=name,
@@ -368,14 +394,18 @@ def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], file
         default=default,
         count=_count_objects,
         clean=lambda session: kubernetes.clean(session, _in_pods(default)),
-        files=files,
         inapplicable={**_AS_PODS, **inapplicable},
+        **more,
     )
 
 
-KUBERNETES = _pods("kubernetes", _PODS, _JOINED, None)
+KUBERNETES = _pods("kubernetes", _PODS, _JOINED)
 KUBERNETES_FILES = _pods(
-    "kubernetes-files", _PODS.replace(extensions={"output": "file"}), {}, frozenset({"test_output", "test_stream"})
+    "kubernetes-files",
+    _PODS.replace(extensions={"output": "file"}),
+    {},
+    files=frozenset({"test_output", "test_stream"}),
+    why="output, which is written into files in place of the log: all else is that of `kubernetes`",
 )
 
 
@@ -402,7 +432,13 @@ def _clean_hosts(host: str, session: str) -> int:
     return clean(session, context)
 
 
-def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] | None = None) -> Site:
+_FAR = frozenset(f"test_{name}" for name in (
+    "arrays", "control", "death", "ends", "output", "persistence", "stream", "template_fields",
+))  # fmt: skip
+"""Files of cases in which it matters who one is on a host, and what is done there."""
+
+
+def _hosts(name: str, host: str, home: Callable[[], str], **more: Any) -> Site:
     """A site over SSH, at this machine; `home` is that of the user there."""
     return Site(
         name=name,
@@ -415,51 +451,29 @@ def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] 
         remembers=True,
         count=lambda: _count_directories(home()),
         clean=functools.partial(_clean_hosts, host),
-        files=files,
         inapplicable={
             **_BY_SCRIPT,
             "test_candidate_machines": "a host has the name that is given",
             "test_full_disk": "output is kept on the host, and copied to its path here",
         },
+        **more,
     )
 
-
-_AWAY: dict[str, str] = {**_BY_SCRIPT}
 
 SSH = _hosts("ssh", "wfl-root", lambda: os.path.expanduser("~"))
 SSH_USER = _hosts(
     "ssh-user",
     "wfl-user",
     lambda: f"{variables('sshd')['WFL_SSHD']}/home",
-    frozenset(
-        {
-            "test_arrays",
-            "test_control",
-            "test_death",
-            "test_ends",
-            "test_output",
-            "test_persistence",
-            "test_stream",
-            "test_template_fields",
-        }
-    ),
+    files=_FAR,
+    why="where rights matter: `ssh` has the whole suite, as root",
 )
 
 
-SSH_SLURM = _cluster(
-    "ssh-slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM", inapplicable=_AWAY
-)
+_LOGIN: dict[str, Any] = {"files": _FAR, "why": "where a login node comes between: the scheduler has the whole suite"}
+SSH_SLURM = _cluster("ssh-slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM", **_LOGIN)
 SSH_GRID_ENGINE = _cluster(
-    "ssh-grid-engine",
-    "sge",
-    "wfl.contexts.batch.gridengine:GridEngineContext",
-    **{
-        **_GRID_ENGINE,
-        "inapplicable": {**_GRID_ENGINE["inapplicable"], **_AWAY},
-        "files": frozenset(
-            {"test_arrays", "test_control", "test_death", "test_ends", "test_output", "test_persistence"}
-        ),
-    },
+    "ssh-grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE, **_LOGIN
 )
 
 

@@ -16,6 +16,8 @@ from wfl.testing.conformance.programs import Program
 from wfl.testing.conformance.site import Field, Site, Trait, needs, quoted
 
 pytestmark = needs(Trait.STORE)
+SESSIONS = ("kept", "one", "two")
+"""Names that return from case to case: what a session of these has left is removed after each."""
 
 Start = Callable[..., Program]
 MakeFlow = Callable[..., Workflow]

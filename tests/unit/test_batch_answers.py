@@ -63,6 +63,7 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Replay:
     for name in ("LOOK", "ASK"):
         monkeypatch.setattr(engine, name, (0.0, 0.0))
     monkeypatch.setattr(engine, "GONE", -1.0)
+    monkeypatch.setattr(engine, "LATE", 0.0)
     return replay
 
 

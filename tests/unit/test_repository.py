@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "binary", "clean"]
+TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "conformance", "binary", "clean"]
 CONTEXTS_MAY_IMPORT = {
     f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "placeholders", "program", "threads", "timing")
 }
