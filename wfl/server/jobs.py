@@ -481,6 +481,18 @@ class Ledger:
         wanted = jobs if state is None else [job for job in jobs if job.task and job.task._record.state is state]
         return sorted(wanted, key=place)[:limit]
 
+    def living(self, identity: Identity, session: str | None, after: tuple[int, int], limit: int) -> list[Job]:
+        """At most so many jobs after this place that have not ended, of all sessions that this identity may look at."""
+        with self._lock:
+            jobs = [
+                job
+                for owner, found in self._sessions.items()
+                if (identity.admin or owner[0] == identity.name) and session in (None, owner[1])
+                for job in found.jobs.values()
+                if job.task is not None and not job.ended and place(job) > after
+            ]
+        return sorted(jobs, key=place)[:limit]
+
     def ids(self, owner: Owner) -> list[str]:
         """All jobs of a client session, elements one by one."""
         session = self._client_session(owner)
