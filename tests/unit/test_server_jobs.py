@@ -238,8 +238,12 @@ def test_a_death_between_writing_down_and_submitting(
     assert [submission.key for submission in system.submitted] == written
 
 
-def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the session had written down, but the system never had, is started when the same request comes again."""
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
+    """What the session had written down, but the system never had, is started when the same request comes again.
+
+    Also when the server was restarted once more in between.
+    """
     system = FakeSystem()
     served = serve(system)
     store = served.directory / "data" / "jobs.db"
@@ -255,9 +259,33 @@ def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.Monk
     system.submitted.clear()
     served.start()
     until(lambda: state(served.alice, first["id"]) == "failed")
+    for _ in range(restarts):
+        served.restart()
     assert submit(served.alice, {"remoteCommand": "x"}) == [first]
     assert ended(served.alice, first["id"]) == "done"
     assert [submission.key for submission in system.submitted] == [first["id"]]
+
+
+def test_a_death_that_is_not_settled_yet(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the system does not say whether it has a job, the same request is not answered as if it had."""
+    system = FakeSystem()
+    served = serve(system)
+    store = served.directory / "data" / "jobs.db"
+    (first,) = submit(served.alice, {"remoteCommand": "x"})
+    ended(served.alice, first["id"])
+    served.stop()
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute("update tasks set phase = 1, info = null, id = key, program = ''")
+    monkeypatch.setattr(system, "_jobs", {})
+    system.submitted.clear()
+    system.fail("find", BROKEN)
+    served.start()
+    body = {"jobs": [{"key": "key 0", "template": {"remoteCommand": "x"}}]}
+    assert served.alice.post(f"{SESSION}/jobs", body).error == (503, "TryLaterError")
+    until(lambda: state(served.alice, first["id"]) == "failed")
+    assert submit(served.alice, {"remoteCommand": "x"}) == [first]
+    assert ended(served.alice, first["id"]) == "done"
+    assert len(system.submitted) == 1
 
 
 def test_a_death_in_the_middle_of_an_array(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
