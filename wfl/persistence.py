@@ -303,6 +303,10 @@ class Persistence:
         with self._session._lock:
             if record.own or record.phase == ENDED:
                 return False
+            if row.id != record.id:
+                self._session._records.pop(record.id, None)
+                record.id = row.id
+                self._session._records[row.id] = record
             record.phase = HERE if row.phase == ENDED else row.phase  # its end is a fact like others, and comes next
             if row.phase == HERE and row.info is not None and row.wish is None:
                 record.state = row.info.state  # held or not

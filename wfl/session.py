@@ -496,6 +496,8 @@ class JobSession:
                 if record.why is not None:
                     doomed.append(record)
         self._note(records)
+        if self._kept is not None and not self.backend.finds_by_key:
+            self._kept.flush()  # else the jobs of a program that is killed in this moment could not be found again
         self.observe(early)
         if doomed:
             self._workers.submit(lambda: self._kill_rest(doomed))

@@ -490,6 +490,15 @@ _KEPT = {
     "test_full_disk": "output is kept on the server, and copied to its path here",
     "test_output_reaped_elsewhere": "an id that the server has not said yet is none",
 }
+_WIRED = None
+if os.environ.get("WFL_EVERY") != "1":
+    _WIRED = frozenset(f"test_{name}" for name in (
+        "arrays", "control", "death", "ends", "errors", "info", "limits", "output", "persistence", "stream", "submit",
+        "template_fields", "wait",
+    ))  # fmt: skip
+"""Files of cases in which it matters how a job server is spoken to, and what is behind it; the rest is the session's,
+which is the same at the site `remote`.
+"""
 REMOTE = _remote(
     "remote",
     "process",
@@ -508,6 +517,7 @@ REMOTE_DOCKER = _remote(
     shared=MOUNTED,
     latency=6.0,
     remembers=True,
+    files=_WIRED,
     refuse=DOCKER.refuse,
     reason=DOCKER.reason,
     clean=functools.partial(_clean_server, "docker"),
@@ -523,6 +533,17 @@ REMOTE_COMPATIBLE = _remote(
     latency=3.0,
     killed="SIGTERM",
     clean=lambda _: _clean_server("process", "legacy"),
+    files=_WIRED,
+    inapplicable={
+        **dict.fromkeys(("test_grace_is_over", "test_stubborn_job"), "the protocol's only way to end a job is to ask"),
+        **dict.fromkeys(
+            ("test_in_a_burst", "test_killed_in_a_burst"),
+            "whether a submission came whose answer nobody heard, the protocol cannot tell",
+        ),
+        "test_stage_out_of_nothing": "the protocol has one word for exit status 0 and for none",
+        "test_unknown_extension": "the protocol does not tell what the server honours; its policy has the last word",
+        "test_monitoring": "the protocol shows nothing of the system",
+    },
 )
 
 

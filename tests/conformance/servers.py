@@ -49,7 +49,7 @@ def _start(name: str, *options: str) -> Server:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(
-            [*own, "--log-level", "warning", "serve", "--listen", address, *place, *options],
+            [*own, "--log-level", "warning", "serve", "--end-jobs", "--listen", address, *place, *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -15,7 +15,7 @@ import pytest
 from tests.asgi import API, SESSION, Served, ended, started, state, submit, until
 from wfl import errors
 from wfl.backend import ended as ended_fact
-from wfl.drmaa2 import Capability, JobTemplate
+from wfl.drmaa2 import Capability, JobTemplate, MachineInfo, QueueInfo
 from wfl.server import Anybody, Policy, ServerLimits
 from wfl.server.jobs import check_indexes
 from wfl.session import JobSession
@@ -493,6 +493,52 @@ def test_listing_in_pages(serve: Serve) -> None:
     done = served.alice.get(f"{SESSION}/jobs?state=done").json()
     assert [job["id"] for job in done["jobs"]] == ids[0:5:2]
     assert served.alice.get(f"{API}/sessions/other/jobs").json() == {"jobs": [], "cursor": None}
+
+
+def test_all_that_live(serve: Serve) -> None:
+    """Jobs that have not ended are listed, of all sessions and in pages: one's own, to administrators everybody's."""
+    served = serve(FakeSystem({"stay": FOREVER}))
+    stay = {"remoteCommand": "stay"}
+    ((one,), (two,)) = (submit(served.alice, stay, session=name) for name in ("a", "b"))
+    array = served.bob.post(f"{API}/sessions/a/arrays", {"template": stay, "indexes": [0, 3, 1]}).json()
+    three = [job["id"] for job in array["jobs"]]
+    ended(served.alice, started(served.alice, "x"))
+
+    def told(client: Any, query: str = "") -> list[tuple[str, str, str]]:
+        jobs = client.get(f"{API}/jobs{query}").json()["jobs"]
+        assert all(job["info"]["state"] != "done" for job in jobs)
+        return [(job["identity"], job["session"], job["id"]) for job in jobs]
+
+    mine = [("alice", "a", one["id"]), ("alice", "b", two["id"])]
+    theirs = [("bob", "a", id) for id in three]
+    assert told(served.alice) == mine
+    assert told(served.bob) == theirs
+    assert told(served.root) == mine + theirs
+    assert told(served.root, "?session=a") == mine[:1] + theirs
+    assert told(served.alice, "?session=none") == []
+    page = served.root.get(f"{API}/jobs?limit=3").json()
+    assert told(served.root, f"?cursor={page['cursor']}") == theirs[1:]
+    assert served.open.get(f"{API}/jobs").error == (401, "DeniedByDrmsError")
+
+
+def test_the_system_as_a_whole(serve: Serve) -> None:
+    """Machines, queues and categories are those of the server's system; of images those that are allowed."""
+    system = FakeSystem()
+    system.machines = [MachineInfo(name="node", cores=4)]
+    system.queues = [QueueInfo(name="long")]
+    served = serve(system)
+
+    def told(what: str) -> Any:
+        return served.alice.get(f"{API}/system/{what}").json()[what]
+
+    assert told("machines") == [{"name": "node", "cores": 4}]
+    assert told("queues") == [{"name": "long"}]
+    assert told("categories") == ["fake"]
+    assert served.alice.get(f"{API}/system/else").error == (404, "InvalidArgumentError")
+    system.fail("monitor", BROKEN)
+    assert served.alice.get(f"{API}/system/machines").error == (503, "DrmCommunicationError")
+    narrow = serve(FakeSystem(), policy=Policy(images=["busybox", "mine/*"]))
+    assert narrow.alice.get(f"{API}/system/categories").json()["categories"] == ["busybox"]
 
 
 @pytest.mark.parametrize(
