@@ -452,7 +452,7 @@ class Api:
         upload, files, run = self._upload(request), self._server.files, self._server.reading.run
         with files.writing(upload, _whole(request, "offset", 0)) as file:
             waiting: list[bytes] = []
-            async for piece in self._pieces(request):
+            async for piece in self._pieces(request, upload):
                 waiting.append(piece)
                 if sum(map(len, waiting)) >= PIECE:
                     await run(files.write, upload, file, b"".join(waiting))
@@ -517,19 +517,21 @@ class Api:
             raise malformed(f"the body is {kind or 'of no type'}, expected {JSON}")
         return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
 
-    async def _pieces(self, request: Request) -> AsyncGenerator[bytes]:
-        """A long body; who sends it too slowly is cut off."""
+    async def _pieces(self, request: Request, upload: Upload) -> AsyncGenerator[bytes]:
+        """A long body; it is cut off where it comes too slowly, or its client makes another request for the upload."""
         loop, seconds = asyncio.get_running_loop(), self._server.limits.body_seconds
         began, size = loop.time(), 0
         stream = request.stream().__aiter__()
         while True:
             try:
-                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE):
+                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE) as upload.waits:
                     piece = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise HttpError(408, InvalidArgumentError("the body came too slowly")) from None
+            finally:
+                upload.waits = None
             size += len(piece)
             yield piece
 
