@@ -40,9 +40,11 @@ lane() { # lane NAME=TESTS... : these suites, one after another, beside what fol
 schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
 lane "slurm,slurm-plain=tests/conformance --wfl-sites slurm,slurm-plain" "schedulers=${schedulers[*]}"
 lane "grid-engine,drmaa=tests/conformance --wfl-sites grid-engine,drmaa" \
-    "ssh,ssh-user=tests/conformance --wfl-sites ssh,ssh-user"
+    "ssh,ssh-user=tests/conformance --wfl-sites ssh,ssh-user" \
+    "remote=tests/conformance tests/faults/test_remote_*.py --wfl-sites remote,remote-docker,remote-compatible"
 suite python "$oldest" .venv-oldest \
     "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_* --ignore-glob=tests/faults/test_ssh_* \
+    --ignore-glob=tests/faults/test_remote_* \
     $(printf -- '--ignore=%s ' "${schedulers[@]}")" || failed=1
 # A node of Kubernetes takes all of a small machine for its pods: not beside tests that count time. WFL_KUBERNETES_CASES
 # names less than all.

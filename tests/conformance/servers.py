@@ -44,7 +44,10 @@ def _start(name: str, *options: str) -> Server:
     directory = Path(tempfile.mkdtemp(prefix="wfl-server-"))
     directory.chmod(0o755)
     own, place = [sys.executable, "-m", "wfl.server"], ("--directory", str(directory / "server"))
-    created = subprocess.run([*own, "token", "create", "suite", *place], capture_output=True, text=True, check=True)
+    created = subprocess.run([*own, "token", "create", "suite", *place], capture_output=True, text=True, check=False)
+    if created.returncode:
+        words = created.stderr.strip().splitlines()
+        raise SessionManagementError(f"the job server {name} cannot be run: {' '.join(words[-1:])}")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with open(directory / "log", "wb") as log:
@@ -62,7 +65,7 @@ def _start(name: str, *options: str) -> Server:
     while not _is_ready(f"http://{address}/readyz"):
         if process.poll() is not None or time.monotonic() > until:
             words = (directory / "log").read_text(errors="replace").strip().splitlines()
-            raise SessionManagementError(f"the job server {name} does not start: {words[-1:]}")
+            raise SessionManagementError(f"the job server {name} does not start: {' '.join(words[-1:])}")
         time.sleep(0.05)
     return Server(f"http://{address}", created.stdout.strip())
 
