@@ -60,7 +60,8 @@ suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || fai
 [ "$newest" = "$oldest" ] || lane newest python "tests/unit --ignore=tests/unit/test_batch_replay.py \
     --ignore=tests/unit/test_undertaker.py tests/conformance --wfl-sites process,process-store,fake,fake-asked \
     --wfl-results build/newest"
-lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain"
+lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
+    oldest remote "tests/conformance --wfl-sites remote,remote-docker,remote-compatible"
 # A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.
 lane oldest kubernetes,kubernetes-files "tests/conformance --wfl-sites kubernetes,kubernetes-files"
 suite oldest conformance "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1

@@ -127,6 +127,8 @@ class Backend(ABC):
     limits: Limits = Limits()
     tells: bool = True
     """True: ends are reported by the backend itself. False: the session asks, for all jobs in one question."""
+    finds_by_key: bool = True
+    """Whether `find` can tell of a job by its key alone. False: the session writes every id down at once."""
 
     def check(self, template: JobTemplate) -> None:
         """Raise for a template that this system cannot run as it stands. Called before anything is started."""

@@ -16,7 +16,7 @@ from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidSessionE
 from wfl.gate import Gate, occupy
 from wfl.log import log
 from wfl.program import program_lives
-from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Record
+from wfl.record import ACCEPTED, ENDED, HERE, NEVER, SUBMITTING, Record
 from wfl.store import Store
 from wfl.task import Task, TaskArray
 
@@ -34,6 +34,8 @@ LOOK = 0.5
 AGAIN = 1.0
 """Seconds after which a write that failed is tried again."""
 _NEVER = DrmCommunicationError("the program was killed before it could be started; it never ran")
+_UNSENT = (NEVER, str(_NEVER))
+"""How the words begin of what the system never had; what it refused has words of its own."""
 
 
 def recall(session: JobSession, found: Sequence[Known]) -> None:
@@ -253,7 +255,8 @@ class Persistence:
         if row.info is not None:
             record.state = row.info.state
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
-                record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
+                words = row.info.annotation or "it could not be started"
+                record.error = (DrmCommunicationError if words.startswith(_UNSENT) else DeniedByDrmsError)(words)
         return record
 
     def _inherit(self, record: Record, row: Row) -> bool:
@@ -300,6 +303,10 @@ class Persistence:
         with self._session._lock:
             if record.own or record.phase == ENDED:
                 return False
+            if row.id != record.id:
+                self._session._records.pop(record.id, None)
+                record.id = row.id
+                self._session._records[row.id] = record
             record.phase = HERE if row.phase == ENDED else row.phase  # its end is a fact like others, and comes next
             if row.phase == HERE and row.info is not None and row.wish is None:
                 record.state = row.info.state  # held or not

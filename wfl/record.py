@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HERE, SUBMITTING, ACCEPTED, ENDED = range(4)
 """Phases of a record: not given to the system yet, on its way, known to the system, over."""
+NEVER = "it was never started"
+"""How the words begin that say so of what was submitted, and never came to the system."""
 
 
 class Record:

@@ -38,7 +38,7 @@ from wfl.errors import (
 from wfl.gate import Gate, advance, leave_all
 from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
-from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
+from wfl.record import ACCEPTED, ENDED, HERE, NEVER, SUBMITTING, Collector, Record, Unseen, Waiter
 from wfl.task import Task, TaskArray
 from wfl.threads import Pool, in_threads
 from wfl.timing import timeout_seconds
@@ -496,6 +496,8 @@ class JobSession:
                 if record.why is not None:
                     doomed.append(record)
         self._note(records)
+        if self._kept is not None and not self.backend.finds_by_key:
+            self._kept.flush()  # else the jobs of a program that is killed in this moment could not be found again
         self.observe(early)
         if doomed:
             self._workers.submit(lambda: self._kill_rest(doomed))
@@ -515,7 +517,7 @@ class JobSession:
         if records:
             self._tell(records)
             log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
-            never = DrmCommunicationError(f"it was never started: {error}")
+            never = DrmCommunicationError(f"{NEVER}: {error}")
             self._later(0.05, lambda: self._find(records, never, 0.1))
 
     def _find(self, records: Sequence[Record], never: WflError, wait: float = 0.5, *, refusable: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wfl import WflError, Workflow
-from wfl.testing.conformance import ours, results
+from wfl.testing.conformance import ours, results, servers
 from wfl.testing.conformance.programs import Program, hear_signals
 from wfl.testing.conformance.site import EVERY, load
 
@@ -94,10 +94,12 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was run, one file per site."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write what was run, one file per site, and what servers said if something failed."""
     default = session.config.invocation_params.dir / "build" / "conformance"
-    _recorded.write(Path(session.config.getoption("--wfl-results", default=None) or default))
+    place = Path(session.config.getoption("--wfl-results", default=None) or default)
+    _recorded.write(place)
+    servers.stop(keep=place if exitstatus else None)
 
 
 @pytest.fixture(autouse=True)

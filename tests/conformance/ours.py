@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -25,6 +26,7 @@ from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.process import ProcessContext
 from wfl.errors import DeniedByDrmsError, InvalidStateError, SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
+from wfl.testing.conformance.servers import Server, jobs, server
 from wfl.testing.conformance.site import POSIX, Site
 
 if TYPE_CHECKING:
@@ -477,6 +479,109 @@ SSH_GRID_ENGINE = _cluster(
 )
 
 
+def _server(name: str) -> Server:
+    """The job server in front of a system, which is started unless it is there."""
+    if name == "docker":
+        context = f"docker?image=busybox&base_url={quote(_address(name), safe='')}"
+        return server(name, "--context", context, "--server-paths", "--allow-extension", "network")
+    return server(name, "--context", name, "--server-paths", "--allow-field", "priority", "--legacy-get")
+
+
+def _by_server(
+    name: str, default: JobTemplate, *, default_template: JobTemplate | None = None, **given: Any
+) -> Context:
+    """A context that reaches this system by way of a job server."""
+    try:
+        from wfl.contexts.remote import RemoteContext
+
+        url, token = _server(name)
+    except ImportError as error:
+        raise SessionManagementError(f"there is no job server here: {error}") from error
+    default = default if default_template is None else default_template.merged_with(default)
+    return RemoteContext(url, token=token, default_template=default, **given)
+
+
+def _clean_server(name: str, session: str) -> int:
+    from wfl.contexts.remote import RemoteContext, clean
+
+    url, token = _server(name)
+    return clean(session, RemoteContext(url, token=token))
+
+
+def _remote(name: str, behind: str, default: JobTemplate | None = None, **settings: Any) -> Site:
+    """A site at a job server of this machine, which runs its jobs on another system."""
+    default, protocol = default or JobTemplate(), settings.pop("given", {})
+    return Site(
+        name=name,
+        context=functools.partial(_by_server, behind, default, **protocol),
+        program=f"wfl.testing.conformance.ours:{name.upper().replace('-', '_')}",
+        default=default,
+        count=lambda: jobs(_server(behind)),
+        **settings,
+    )
+
+
+_KEPT = {
+    "test_full_disk": "output is kept on the server, and copied to its path here",
+    "test_output_reaped_elsewhere": "an id that the server has not said yet is none",
+}
+_WIRED = frozenset(f"test_{name}" for name in (
+    "arrays", "control", "death", "ends", "errors", "info", "limits", "output", "persistence", "stream", "submit",
+    "template_fields", "wait",
+))  # fmt: skip
+"""Files of cases in which it matters how a job server is spoken to, and what is behind it; the rest is the session's,
+which is the same at the site `remote`.
+"""
+REMOTE = _remote(
+    "remote",
+    "process",
+    shared=Path(tempfile.gettempdir()),
+    commands=PROCESS.commands,
+    local=True,
+    latency=1.5,
+    remembers=True,
+    clean=functools.partial(_clean_server, "process"),
+    inapplicable=_KEPT,
+)
+REMOTE_DOCKER = _remote(
+    "remote-docker",
+    "docker",
+    _DEFAULT,
+    shared=MOUNTED,
+    latency=6.0,
+    remembers=True,
+    files=_WIRED,
+    why="where it matters how a job server is spoken to, and what is behind it: `remote` has the whole suite",
+    refuse=DOCKER.refuse,
+    reason=DOCKER.reason,
+    clean=functools.partial(_clean_server, "docker"),
+    inapplicable={**_DIFFERENT, **_KEPT},
+)
+REMOTE_COMPATIBLE = _remote(
+    "remote-compatible",
+    "process",
+    given={"protocol": "compatible"},
+    shared=Path(tempfile.gettempdir()),
+    commands=PROCESS.commands,
+    local=True,
+    latency=3.0,
+    killed="SIGTERM",
+    clean=lambda _: _clean_server("process", "legacy"),
+    files=_WIRED,
+    why="where it matters how a job server is spoken to, and what is behind it: `remote` has the whole suite",
+    inapplicable={
+        **dict.fromkeys(("test_grace_is_over", "test_stubborn_job"), "the protocol's only way to end a job is to ask"),
+        **dict.fromkeys(
+            ("test_in_a_burst", "test_killed_in_a_burst"),
+            "whether a submission came whose answer nobody heard, the protocol cannot tell",
+        ),
+        "test_stage_out_of_nothing": "the protocol has one word for exit status 0 and for none",
+        "test_unknown_extension": "the protocol does not tell what the server honours; its policy has the last word",
+        "test_monitoring": "the protocol shows nothing of the system",
+    },
+)
+
+
 _FAKED = {*JobTemplate.__struct_fields__} - {"candidate_machines", "machine_os", "machine_arch"}
 
 
@@ -502,8 +607,11 @@ def sites(names: str | None = None) -> list[Site]:
     """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
     services += [SSH, SSH_USER, SSH_SLURM, SSH_GRID_ENGINE] if services else []
+    services += [REMOTE_DOCKER] if services else []
     services += [KUBERNETES, KUBERNETES_FILES] if services or NAMESPACE else []
-    all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
+    all_of_them = {
+        site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, REMOTE, REMOTE_COMPATIBLE, *services)
+    }
     chosen = list(all_of_them) if names is None else names.split(",")
     if unknown := [name for name in chosen if name not in all_of_them]:
         raise pytest.UsageError(f"--wfl-sites: there is no {', '.join(unknown)}, only {', '.join(all_of_them)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from wfl.server.workers import Workers
 from wfl.session import JobSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp
@@ -189,15 +189,17 @@ class JobServer:
         if self.policy.images is not None:
             return sorted(image for image in self.policy.images if not set(image) & set("*?["))
         try:
-            monitor = self.context.monitor()
+            return list(self.system("categories"))
         except WflError:
             return []
-        try:
-            return list(monitor.categories())
-        except WflError:
-            return []
-        finally:
-            monitor.close()
+
+    def system(self, what: str) -> Sequence[Any]:
+        """What the system has of "machines", "queues" or "categories"; blocks. Raises what it says."""
+        if what == "categories" and self.policy.images is not None:
+            return self.categories()
+        with closing(self.context.monitor()) as monitor:
+            found: Sequence[Any] = getattr(monitor, what)()
+            return found
 
     # -- how it answers --
 

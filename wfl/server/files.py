@@ -25,6 +25,7 @@ from wfl.server.policy import RESULT, RESULT_NAME, UPLOAD, check_upload
 from wfl.server.refusals import ConflictError, QuotaError, UnknownError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
@@ -38,11 +39,12 @@ MEMBERS = 100_000
 
 
 class Upload:
-    """One upload, as it is now: `size` bytes of it are there."""
+    """One upload, as it is now: `size` bytes of it are there. Who writes to it does so on the event loop."""
 
     def __init__(self, row: UploadRow, size: int) -> None:
         self.row, self.size = row, size
         self.busy = threading.Lock()  # one at a time writes
+        self.waits: asyncio.Timeout | None = None  # who writes, while it waits for more
 
 
 class Files:
@@ -94,7 +96,9 @@ class Files:
     def writing(self, upload: Upload, offset: int) -> Iterator[FileIO]:
         """A file to write to, from `offset`, which is what is there. Raises ConflictError, InvalidStateError."""
         if not upload.busy.acquire(blocking=False):
-            raise ConflictError("another request writes to this upload")
+            if upload.waits is not None:  # its connection may be lost, which nobody would tell us for a long time
+                upload.waits.reschedule(0)
+            raise ConflictError("another request writes to this upload; it is ended now, so try again")
         try:
             if upload.row.digest is not None:
                 raise InvalidStateError("the upload is complete")

@@ -52,6 +52,7 @@ _LOOKS = (0.02, 1.0)
 """Seconds between two looks at output that is followed, the shortest and the longest."""
 _LEAST_RATE = 1024
 """Bytes a second that an upload must bring, after a while."""
+SYSTEM = ("machines", "queues", "categories")
 _ACTION = {action.value: action for action in Action}
 
 
@@ -236,6 +237,30 @@ class Api:
             return m.JobDetails(**view, identity=identity, session=session, results=results)
 
         return _json(await self._server.looking.run(look))
+
+    # -- the system as a whole --
+
+    async def living(self, request: Request) -> Response:
+        """List all jobs that have not ended."""
+        limit, after = _whole(request, "limit", PAGE, most=PAGE, least=1), _place(request.query_params.get("cursor"))
+        ledger, identity, session = self._server.ledger, identity_of(request), request.query_params.get("session")
+
+        def look() -> m.Living:
+            found = ledger.living(identity, session, after, limit + 1)
+            cursor = "{}.{}".format(*place(found[limit - 1])) if len(found) > limit else None
+            jobs = [m.Alive(job.id, *job.session.owner, msgspec.Raw(ledger.info_json(job))) for job in found[:limit]]
+            return m.Living(jobs=jobs, cursor=cursor)
+
+        return _json(await self._server.looking.run(look))
+
+    async def system(self, request: Request) -> Response:
+        """Look at machines, queues or job categories."""
+        what = request.path_params["what"]
+        if what not in SYSTEM:
+            raise HttpError(404, UnknownError(f"there is no {what!r}, but {', '.join(SYSTEM)}"))
+        found = await self._server.looking.run(self._server.system, what)
+        told: list[Any] = [one if isinstance(one, str) else msgspec.Raw(one.to_json().encode()) for one in found]
+        return _json(m.System(**{what: told}))
 
     # -- acting --
 
@@ -427,7 +452,7 @@ class Api:
         upload, files, run = self._upload(request), self._server.files, self._server.reading.run
         with files.writing(upload, _whole(request, "offset", 0)) as file:
             waiting: list[bytes] = []
-            async for piece in self._pieces(request):
+            async for piece in self._pieces(request, upload):
                 waiting.append(piece)
                 if sum(map(len, waiting)) >= PIECE:
                     await run(files.write, upload, file, b"".join(waiting))
@@ -492,19 +517,21 @@ class Api:
             raise malformed(f"the body is {kind or 'of no type'}, expected {JSON}")
         return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
 
-    async def _pieces(self, request: Request) -> AsyncGenerator[bytes]:
-        """A long body; who sends it too slowly is cut off."""
+    async def _pieces(self, request: Request, upload: Upload) -> AsyncGenerator[bytes]:
+        """A long body; it is cut off where it comes too slowly, or its client makes another request for the upload."""
         loop, seconds = asyncio.get_running_loop(), self._server.limits.body_seconds
         began, size = loop.time(), 0
         stream = request.stream().__aiter__()
         while True:
             try:
-                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE):
+                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE) as upload.waits:
                     piece = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise HttpError(408, InvalidArgumentError("the body came too slowly")) from None
+            finally:
+                upload.waits = None
             size += len(piece)
             yield piece
 
@@ -627,6 +654,8 @@ _NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _S = Parameter(
     "session", "path", {"type": "string", "pattern": f"^{_SESSION.pattern}$"}, "a name for some of your jobs"
 )
+_ONE = Parameter("session", "query", _TEXT, "only jobs of this one")
+_WHAT = Parameter("what", "path", {"enum": [*SYSTEM]}, "what to look at")
 _J = Parameter("id", "path", _TEXT, "of a job, or of an array")
 _U = Parameter("upload", "path", _TEXT, "of an upload")
 _I = Parameter("identity", "query", _TEXT, "whose jobs (for administrators)")
@@ -714,6 +743,14 @@ ENDPOINTS = (
     Endpoint(
         method="POST", path="/sessions/{session}/uploads/{upload}/complete", handler="complete", about="End an upload",
         body=m.Complete, answer=m.Uploaded, parameters=(_S, _U), statuses=(404, 408, 409, 422),
+    ),
+    Endpoint(
+        method="GET", path="/jobs", handler="living", about="All jobs that have not ended", answer=m.Living,
+        parameters=(_ONE, _NEXT, _PAGE),
+    ),
+    Endpoint(
+        method="GET", path="/system/{what}", handler="system", about="Machines, queues or job categories",
+        answer=m.System, parameters=(_WHAT,), statuses=(404, 422),
     ),
     Endpoint(method="GET", path="/openapi.json", handler="openapi", about="This description", answer=JSON),
     Endpoint(method="GET", path="/docs", handler="docs", about="The same in short", answer="text/html"),
