@@ -253,7 +253,8 @@ class Persistence:
         if row.info is not None:
             record.state = row.info.state
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
-                record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
+                words = row.info.annotation or "it could not be started"
+                record.error = _NEVER if words == str(_NEVER) else DeniedByDrmsError(words)
         return record
 
     def _inherit(self, record: Record, row: Row) -> bool:
