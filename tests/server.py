@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import json
 import signal
 import socket
@@ -16,17 +15,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.asgi import API, SESSION, until
-from wfl.server import __main__ as command
+from wfl.server import Identities
+from wfl.server.__main__ import IDENTITIES
 
 PATIENCE = 30
 """Seconds that an answer may take on a busy machine."""
 
 
-def token_for(directory: Path, name: str, *options: str) -> str:
+def token_for(directory: Path, name: str) -> str:
     """A new token of an identity."""
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
-        assert command.main(["token", "create", name, "--directory", str(directory), *options]) == 0
-    return shown.getvalue().strip()
+    return Identities(directory / IDENTITIES).create_token(name)
 
 
 class Running:
@@ -101,10 +99,10 @@ class Running:
         """What it has written so far."""
         return self.log_file.read_text(errors="replace")
 
-    def statuses(self) -> list[int]:
-        """Of all requests in its log."""
-        words = [line.split(" ") for line in self.log.splitlines() if " bytes " in line]
-        return [int(line[line.index("bytes") - 2]) for line in words]
+    def statuses(self, identity: str | None = None) -> list[int]:
+        """Of all requests in its log, or those of one identity ("-": nobody)."""
+        words = [line.split(" wfl.server: ")[1].split(" ") for line in self.log.splitlines() if " bytes " in line]
+        return [int(line[4]) for line in words if identity in (None, line[1])]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it; its exit status."""

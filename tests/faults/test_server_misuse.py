@@ -34,7 +34,11 @@ IDLE = 5000
 """Connections that say nothing."""
 MEMORY = 64 << 20
 """Bytes that requests which are refused may cost at most while they come."""
-BY_METHOD = {"ids": lambda one: f"{one.method} {one.path}"}
+
+
+def name_of(endpoint: Endpoint) -> str:
+    """What a test of an endpoint is called after."""
+    return f"{endpoint.method} {endpoint.path}"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ def bodies(endpoint: Endpoint, id: str) -> Any:
     return known.get(endpoint.handler)
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, **BY_METHOD)
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_what_is_anothers(server: Running, endpoint: Endpoint) -> None:
     """Whatever bob asks, for alice's ids the answer is that for ids that there are not; her jobs stay as they are."""
     id = server.start_job("sleep", "1000", key="mine", stageOutFiles={"result:x": "x"})
@@ -119,7 +123,7 @@ CLIMBS = ("..", "../..", "../../canary", "/etc/passwd", "..%2f..%2fcanary", "%2e
           "..\\..\\canary", "%c0%ae%c0%ae/canary", "../server.db", "../identities.json", "a\0b", "~")  # fmt: skip
 
 
-@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if "{" in one.path], **BY_METHOD)
+@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if "{" in one.path], ids=name_of)
 def test_addresses_that_lead_out(server: Running, endpoint: Endpoint) -> None:
     """No part of an address is a way to a file of the server, as it is or encoded, once or twice."""
     id = server.start_job("echo", "hello", key="ended", stageOutFiles={})
@@ -149,11 +153,13 @@ PATHS = ("/etc/passwd", "../../canary", "../server.db", "upload:../canary", "upl
 def test_paths_of_templates_that_lead_out(server: Running, path: str) -> None:
     """No field of a template names a file of the server, or a place outside of the job's own directory."""
     before = submissions(server)
-    for fields in (
+    places: list[dict[str, object]] = [
         {"inputPath": path}, {"outputPath": path}, {"errorPath": path}, {"workingDirectory": path},
         {"stageInFiles": {"x": path}}, {"stageInFiles": {path: f"upload:{'0' * 32}"}}, {"stageOutFiles": {path: "x"}},
-        *([] if ":" in path else [{"stageOutFiles": {"result:x": path}}]),  # a file may be called that
-    ):  # fmt: skip
+    ]  # fmt: skip
+    if ":" not in path:  # else a file of the job may be called that
+        places.append({"stageOutFiles": {"result:x": path}})
+    for fields in places:
         template = {"remoteCommand": "true", **fields}
         _, answer = server.request("POST", f"{SESSION}/jobs", {"jobs": [{"template": template}]})
         assert "error" in answer["jobs"][0], fields
@@ -189,17 +195,14 @@ def test_forbidden_fields(server: Running) -> None:
 # -- headers of others' making --
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, **BY_METHOD)
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_injected_headers(server: Running, endpoint: Endpoint) -> None:
     """What a client writes into its address, query or key becomes no header of the answer, and no line of the log."""
     evil = "%0d%0aX-Evil:%201%0d%0a%0d%0aevil"
     path = re.sub(r"\{\w+\}", evil, endpoint.path)
     keys = [f"Idempotency-Key: {evil}", f"Last-Event-ID: {evil}", "Connection: close"]
     for target in (f"{API}{path}", f"{API}{path}?cursor={evil}&offset={evil}&identity={evil}&wait={evil}"):
-        for lines in (
-            ["Connection: close"],
-            [f"Idempotency-Key: {evil}", f"Last-Event-ID: {evil}", "Connection: close"],
-        ):
+        for lines in (keys[2:], keys):
             answer = server.raw(head(server, endpoint.method, target, *lines) + b"\r\n")
             assert status_of(answer) >= 200
             assert b"x-evil" not in answer.partition(b"\r\n\r\n")[0].lower()
@@ -211,7 +214,7 @@ def test_injected_headers(server: Running, endpoint: Endpoint) -> None:
 )
 def test_headers_that_are_none(server: Running, line: bytes) -> None:
     """Lines that two programs could read in two ways are refused, or read as one; nothing of them comes back."""
-    sent = head(server, "GET", f"{API}/info", "Connection: close") + line + b"\r\n\r\n"
+    sent = head(server, "GET", f"{API}/info", "Connection: close", "A: b") + line + b"\r\n\r\n"
     answer = server.raw(sent)
     assert status_of(answer) in (0, 200, 400)
     assert b"evil" not in answer.lower()
@@ -391,8 +394,10 @@ def test_idle_connections(tmp_path: Path) -> None:
             for connection in idle[::500]:  # they are kept: this one may still ask
                 connection.sendall(head(server, "GET", "/healthz", "Connection: close") + b"\r\n")
                 assert status_of(received(connection)) == 200
-        bounds = ("--limit", "connections=500")
-        with Running(tmp_path / "few", *bounds, context="fake") as server, contextlib.ExitStack() as stack:
+        with (
+            Running(tmp_path / "few", "--limit", "connections=500", context="fake") as server,
+            contextlib.ExitStack() as stack,
+        ):
             for _ in range(IDLE):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
             assert server.request("GET", f"{API}/info")[0] == 200  # the oldest silent ones make room

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,28 @@ except wfl.errors.SessionManagementError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "pip install 'wfl-sdk[server]'" in done.stdout
+
+
+def test_the_command_wfl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`wfl` is installed as a script, does the same, and calls itself so; without the extra it says what to install."""
+    (script,) = entry_points(group="console_scripts", name="wfl")
+    main = script.load()
+    assert main(["token", "create", "alice", "--directory", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("wfl_")
+    assert run("token", "list", "--directory", tmp_path) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+    ours = capsys.readouterr().out.partition("usage: ")[2]
+    with pytest.raises(SystemExit, match="0"):
+        run("serve", "--help")
+    assert ours.startswith("wfl serve ")
+    assert capsys.readouterr().out.split()[-20:] == ours.split()[-20:]
+    lacks = (
+        "import sys; sys.modules['uvicorn'] = None; import wfl.__main__ as command; sys.exit(command.main(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", lacks], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the job server needs starlette and uvicorn: pip install 'wfl-sdk[server]'")
 
 
 # -- on sockets --
