@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
-from wfl.contexts.extras import needed
 from wfl.contexts.remote.settings import check_protocol, credentials_of, place_of
 from wfl.errors import UnsupportedOperationError
+from wfl.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
-from wfl.contexts.extras import needed
 from wfl.errors import InvalidArgumentError
+from wfl.extras import needed
 
 if TYPE_CHECKING:
     from wfl.backend import Backend, Monitor

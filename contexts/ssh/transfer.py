@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import paramiko
 
 from wfl.contexts import network
-from wfl.contexts.staging import DEEPEST, FULL, arriving, check_link
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError
+from wfl.staging import DEEPEST, FULL, arriving, check_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,9 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "conformance", "binary", "clean"]
-CONTEXTS_MAY_IMPORT = {
-    f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "placeholders", "program", "threads", "timing")
-}
+SHARED = ("backend", "context", "drmaa2", "errors", "extras", "placeholders", "program", "staging", "threads", "timing")
+CONTEXTS_MAY_IMPORT = {f"wfl.{name}" for name in SHARED}
 
 
 def output_of(*command: str, directory: Path = ROOT) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.asgi import API, SESSION, Answer, Client, Served, ended, started, state, submit, until
-from wfl.contexts import staging
+from wfl import staging
 from wfl.contexts.process import ProcessContext
 from wfl.errors import DrmCommunicationError
 from wfl.server import Policy, ServerLimits

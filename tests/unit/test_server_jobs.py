@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.asgi import API, SESSION, Served, ended, started, state, submit, until
+from tests.asgi import API, PATIENCE, SESSION, Served, ended, started, state, submit, until
 from wfl import errors
 from wfl.backend import ended as ended_fact
 from wfl.drmaa2 import Capability, JobTemplate, MachineInfo, QueueInfo
@@ -810,7 +810,7 @@ def test_too_many_at_once(serve: Serve) -> None:
     """Where all threads are busy and enough requests wait for one, more are told to come again."""
     system = FakeSystem()
     system.slow["submit"] = 0.5
-    served = serve(system, limits=ServerLimits(threads=1, waiting=1))
+    served = serve(system, limits=ServerLimits(threads=1, threads_each=1, waiting=1, waiting_each=1))
     body = {"jobs": [{"template": {"remoteCommand": "x"}}]}
     statuses: list[int] = []
     threads = [
@@ -822,6 +822,34 @@ def test_too_many_at_once(serve: Serve) -> None:
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [200, 200, 503, 503, 503, 503]
+
+
+def test_one_slow_identity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever one identity has under way, others get their turn; where too much of its own waits, it is told so."""
+    served = serve(limits=ServerLimits(threads=3, threads_each=2, waiting=100, waiting_each=2))
+    go, submit = threading.Event(), served.server.ledger.submit
+
+    def slowly(owner: tuple[str, str], asked: Any) -> Any:
+        assert owner[0] == "bob" or go.wait(PATIENCE)
+        return submit(owner, asked)
+
+    monkeypatch.setattr(served.server.ledger, "submit", slowly)
+    body = {"jobs": [{"template": {"remoteCommand": "x"}}]}
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(served.alice.post(f"{SESSION}/jobs", body).status))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(statuses) == 2)
+    assert served.bob.post(f"{SESSION}/jobs", body).status == 200
+    assert statuses == [503, 503]
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 200, 200, 200, 503, 503]
+    assert served.alice.post(f"{SESSION}/jobs", body).status == 200
 
 
 def test_draining(serve: Serve) -> None:

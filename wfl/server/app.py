@@ -48,6 +48,8 @@ VERSION_PATH = "/api/v1"
 LEGACY_PATH = "/jobserver/jobmanagement"
 TIDY = 60.0
 """Seconds between two looks for what nobody needs any more."""
+OWN = ""
+"""What the server does by itself, among what identities ask for; none of them is called that."""
 _DEFAULT_SESSION = "wfl"
 
 
@@ -154,7 +156,7 @@ class JobServer:
             await asyncio.sleep(TIDY)
             self.hub.tidy()
             try:
-                await self.reading.run(self.files.remove_unused)
+                await self.reading.run(OWN, self.files.remove_unused)
             except WflError as error:
                 log.warning("looking for what nobody needs: %s", error)
 
@@ -230,7 +232,7 @@ class JobServer:
     async def show_metrics(self, request: Request) -> Response:
         """What it counts."""
         request.scope["state"]["route"] = "/metrics"
-        states = await self.looking.run(self.ledger.counts)
+        states = await self.looking.run(OWN, self.ledger.counts)
         gauges = {
             "wfl_requests_waiting": float(self.acting.pending + self.looking.pending + self.reading.pending),
             "wfl_draining": float(self.draining),

@@ -14,10 +14,10 @@ import tarfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
+from wfl import staging
 from wfl.backend import INDEX
 from wfl.errors import InvalidArgumentError, InvalidStateError, OutOfResourceError
 from wfl.server.database import UploadRow
@@ -155,7 +155,7 @@ class Files:
         _check_archive(data, upload.size)
         shutil.rmtree(tree, ignore_errors=True)  # of a try that broke off
         with open(data, "rb") as file:
-            _staging().unpack(iter(lambda: file.read(1 << 20), b""), f"{UPLOAD}{upload.row.id}", str(tree))
+            staging.unpack(iter(lambda: file.read(1 << 20), b""), f"{UPLOAD}{upload.row.id}", str(tree))
         data.unlink()
 
     def remove_unused(self) -> None:
@@ -272,7 +272,7 @@ class Files:
                 beside = archive.with_name(".new")
                 try:
                     with open(beside, "wb") as file:
-                        file.writelines(_staging().pack({f"/{name}": str(source)}))
+                        file.writelines(staging.pack({f"/{name}": str(source)}))
                 except OSError as error:
                     beside.unlink(missing_ok=True)
                     raise OutOfResourceError(f"the result cannot be packed: {error.strerror}") from error
@@ -295,8 +295,3 @@ def _check_archive(path: Path, size: int) -> None:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"this is no archive of tar's: {error}") from error
-
-
-def _staging() -> Any:
-    """What packs and unpacks for the contexts, too: looked up by name, as nothing in wfl/ depends on a context."""
-    return import_module("wfl.contexts.staging")

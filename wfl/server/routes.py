@@ -116,7 +116,7 @@ class Api:
         asked, wrong = _asked(zip(keys, body.jobs, strict=True))
         ledger = self._server.ledger
         with ledger.expecting(owner, [key for key in keys if key]):
-            answers = await self._server.acting.run(ledger.submit, owner, asked) if asked else []
+            answers = await self._server.acting.run(owner[0], ledger.submit, owner, asked) if asked else []
         left = iter(answers)
         answers = [wrong[number] if number in wrong else next(left) for number in range(len(keys))]
         refused = sum(isinstance(answer, WflError) for answer in answers)
@@ -150,7 +150,7 @@ class Api:
         ledger = self._server.ledger
         with ledger.expecting(owner, [key] if key else []):
             asked = Asked(key, m.template_of(body.template), indexes, body.max_parallel)
-            (array,) = await self._server.acting.run(ledger.submit, owner, [asked])
+            (array,) = await self._server.acting.run(owner[0], ledger.submit, owner, [asked])
         if isinstance(array, WflError):
             raise array
         elements = {job.index or 0: m.StartedElement(index=job.index or 0, id=job.id) for job in array.jobs}
@@ -177,7 +177,7 @@ class Api:
             cursor = "{}.{}".format(*place(found[limit - 1])) if more else None
             return m.Page(jobs=self._views(found[:limit], templates=False), cursor=cursor)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
 
     async def find(self, request: Request) -> Response:
         """Find jobs by key or id."""
@@ -198,7 +198,7 @@ class Api:
                 gone.ids += [] if jobs else [id]
             return m.Found(jobs=self._views(found.values(), templates=body.templates), gone=gone)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
 
     def _mine(self, identity: Identity, id: str, owner: Owner) -> list[Job]:
         try:
@@ -236,7 +236,7 @@ class Api:
             view = self._view(job, templates=True)
             return m.JobDetails(**view, identity=identity, session=session, results=results)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
 
     # -- the system as a whole --
 
@@ -251,14 +251,14 @@ class Api:
             jobs = [m.Alive(job.id, *job.session.owner, msgspec.Raw(ledger.info_json(job))) for job in found[:limit]]
             return m.Living(jobs=jobs, cursor=cursor)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity.name, look))
 
     async def system(self, request: Request) -> Response:
         """Look at machines, queues or job categories."""
         what = request.path_params["what"]
         if what not in SYSTEM:
             raise HttpError(404, UnknownError(f"there is no {what!r}, but {', '.join(SYSTEM)}"))
-        found = await self._server.looking.run(self._server.system, what)
+        found = await self._server.looking.run(identity_of(request).name, self._server.system, what)
         told: list[Any] = [one if isinstance(one, str) else msgspec.Raw(one.to_json().encode()) for one in found]
         return _json(m.System(**{what: told}))
 
@@ -293,7 +293,7 @@ class Api:
                 return failures | ledger.reap([*jobs.values()])
             return failures | ledger.control([*jobs.values()], action)
 
-        failures = await self._server.acting.run(act)
+        failures = await self._server.acting.run(identity.name, act)
         return m.Failures(failures={id: self._fault(error) for id, error in failures.items()})
 
     async def act(self, request: Request) -> Response:
@@ -311,7 +311,7 @@ class Api:
         job, ledger = self._job(request), self._server.ledger
         meant = _meant(job, action)
         failures = await self._server.acting.run(
-            lambda: ledger.reap(meant) if action is None else ledger.control(meant, action)
+            identity_of(request).name, lambda: ledger.reap(meant) if action is None else ledger.control(meant, action)
         )
         for error in failures.values():
             raise error
@@ -373,31 +373,31 @@ class Api:
         job, stream = self._single(request), _stream(request)
         if _flag(request, "follow"):
             return self._following(request, job, stream)
-        limits = self._server.limits
+        limits, who = self._server.limits, identity_of(request).name
         begin, end = _range(request)
         if begin is not None:
             most = limits.chunk if end is None else min(limits.chunk, end - begin + 1)
-            data, at_end = await self._read(job, stream, begin, most)
+            data, at_end = await self._read(who, job, stream, begin, most)
             if not data:
                 raise HttpError(416, InvalidArgumentError(f"there is nothing from {begin} on, at least not yet"))
             where = {"Content-Range": f"bytes {begin}-{begin + len(data) - 1}/*"}
             return _bytes(data, begin, 206, where, at_end=at_end)
         offset = _whole(request, "offset", 0)
         if "limit" not in request.query_params:
-            return self._whole_output(job, stream, offset)
-        data, at_end = await self._read(job, stream, offset, min(limits.chunk, _whole(request, "limit", 0)))
+            return self._whole_output(who, job, stream, offset)
+        data, at_end = await self._read(who, job, stream, offset, min(limits.chunk, _whole(request, "limit", 0)))
         return _bytes(data, offset, 200, {}, at_end=at_end)
 
-    async def _read(self, job: Job, stream: Output, offset: int, limit: int) -> tuple[bytes, bool]:
-        return await self._server.reading.run(self._server.ledger.read, job, stream, offset, limit)
+    async def _read(self, who: str, job: Job, stream: Output, offset: int, limit: int) -> tuple[bytes, bool]:
+        return await self._server.reading.run(who, self._server.ledger.read, job, stream, offset, limit)
 
-    def _whole_output(self, job: Job, stream: Output, offset: int) -> ASGIApp:
+    def _whole_output(self, who: str, job: Job, stream: Output, offset: int) -> ASGIApp:
         """All that there is now."""
 
         async def pieces(gone: asyncio.Future[Any]) -> AsyncGenerator[bytes]:
             position, at_end = offset, False
             while not at_end and not gone.done():
-                data, at_end = await self._read(job, stream, position, PIECE)
+                data, at_end = await self._read(who, job, stream, position, PIECE)
                 position += len(data)
                 yield data
 
@@ -414,7 +414,7 @@ class Api:
             with server.places.one(identity.name):
                 while not gone.done() and not server.hub.closed:
                     over = job.ended  # first, so that nothing is missed that came before the end
-                    data, at_end = await self._read(job, stream, position, PIECE)
+                    data, at_end = await self._read(identity.name, job, stream, position, PIECE)
                     position += len(data)
                     if data:
                         pause = _LOOKS[0]
@@ -434,14 +434,14 @@ class Api:
         job, name = self._single(request), request.path_params["name"]
         if not job.ended:
             raise InvalidStateError(f"{job.id}: it has not ended")
-        archive = await self._server.reading.run(self._server.files.packed, job.id, name)
+        archive = await self._server.reading.run(identity_of(request).name, self._server.files.packed, job.id, name)
         return FileResponse(archive, media_type="application/x-tar")
 
     async def new_upload(self, request: Request) -> Response:
         """Begin an upload."""
         owner = self._own(request)
         body = m.read(await self._body(request), m.NewUpload)
-        upload = await self._server.reading.run(self._server.files.new_upload, *owner, body.kind, body.size)
+        upload = await self._server.reading.run(owner[0], self._server.files.new_upload, *owner, body.kind, body.size)
         return _json(_uploaded(upload))
 
     def _upload(self, request: Request) -> Upload:
@@ -450,15 +450,16 @@ class Api:
     async def put(self, request: Request) -> Response:
         """Go on with an upload."""
         upload, files, run = self._upload(request), self._server.files, self._server.reading.run
+        who = identity_of(request).name
         with files.writing(upload, _whole(request, "offset", 0)) as file:
             waiting: list[bytes] = []
             async for piece in self._pieces(request, upload):
                 waiting.append(piece)
                 if sum(map(len, waiting)) >= PIECE:
-                    await run(files.write, upload, file, b"".join(waiting))
+                    await run(who, files.write, upload, file, b"".join(waiting))
                     waiting = []
             if waiting:
-                await run(files.write, upload, file, b"".join(waiting))
+                await run(who, files.write, upload, file, b"".join(waiting))
         return _json(_uploaded(upload), {"Upload-Offset": str(upload.size)})
 
     async def head(self, request: Request) -> Response:
@@ -472,7 +473,7 @@ class Api:
         """End an upload."""
         upload = self._upload(request)
         body = m.read(await self._body(request), m.Complete)
-        await self._server.reading.run(self._server.files.complete, upload, body.sha256)
+        await self._server.reading.run(identity_of(request).name, self._server.files.complete, upload, body.sha256)
         return _json(_uploaded(upload))
 
     # -- what requests have in common --
