@@ -64,7 +64,8 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
 class Known(msgspec.Struct, frozen=True, gc=False):
     """What is remembered of a job that is to be found again: `id` is None where no answer ever came.
 
-    By the session (key to info), or by the system itself, which also tells its job's id and its index in an array.
+    By the session, or by the system itself. `inherited`: it waited (QUEUED) when its program, which is gone and let its
+    jobs live on, last heard of it, and belongs to this program alone now.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     info: JobInfo | None = None
     job_id: str | None = None
     index: int | None = None
+    inherited: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):

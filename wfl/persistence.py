@@ -38,6 +38,11 @@ _UNSENT = (NEVER, str(_NEVER))
 """How the words begin of what the system never had; what it refused has words of its own."""
 
 
+def _waits_there(row: Row) -> bool:
+    """Whether a detached program last heard that it waits in the system."""
+    return row.detach and row.phase == ACCEPTED and row.info is not None and row.info.state is JobState.QUEUED
+
+
 def recall(session: JobSession, found: Sequence[Known]) -> None:
     """Without a store: enter jobs of other programs that the system itself remembers, and follow them."""
     with session._lock:
@@ -201,8 +206,11 @@ class Persistence:
         left = dict(rows)
         try:
             waiting = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING)}
-            abandoned = [row for row in waiting.values() if row.program == self.store.program or not lives(row.program)]
+            claimable = [row for r, row in rows.items() if r in waiting or _waits_there(row)]
+            abandoned = [row for row in claimable if row.program == self.store.program or not lives(row.program)]
             claimed = self.store.claim(abandoned)
+            for record, row in rows.items():
+                record.inherited = row.key in claimed and _waits_there(row)
             ours = [r for r, row in waiting.items() if row.key in claimed]
             queued = [r for r in ours if rows[r].phase == HERE]
             self.watch_queue(queued)  # before they can start, so that no wish is overlooked

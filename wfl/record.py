@@ -31,9 +31,9 @@ class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "job_id",
-        "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template", "unseen",
-        "waiters", "why",
+        "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "inherited",
+        "job_id", "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template",
+        "unseen", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class Record:
         self.submitted = time.time()
         self.began = inf  # by the session's clock, where the system is asked
         self.unseen = False
+        self.inherited = False  # of a detached program that is gone, and waited in the system when it was last heard of
         self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None
         self.callbacks: list[Callable[[], None]] | None = None

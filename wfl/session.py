@@ -1342,7 +1342,7 @@ def _never_ran(record: Record) -> bool:
 
 def _known(record: Record) -> Known:
     id = record.id if record.phase != SUBMITTING else None
-    return Known(record.key, id, record.template, record.info, record.job_id, record.index)
+    return Known(record.key, id, record.template, record.info, record.job_id, record.index, record.inherited)
 
 
 def _describe(record: Record) -> str:

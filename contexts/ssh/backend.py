@@ -251,7 +251,10 @@ class SshBackend(Backend):
         with self._lock:
             del self._attempts[line]
         if time.monotonic() - begun > SLOW:
-            self._move_up() if line.up else self._try_again(line)
+            if line.up:
+                self._move_up()
+            else:
+                self._try_again(line)
 
     def _take(self, one: Submission, candidates: Sequence[Line]) -> Line | None:
         """Give the job room on one of these; None where there is none, and it waits."""
@@ -578,8 +581,7 @@ class SshBackend(Backend):
 
     def _unended(self, line: Line) -> list[str]:
         with self._lock:
-            here = [job for job in self._jobs.values() if job.line is line]
-            return [job.key for job in here if not (job.ended or job.finishing)]
+            return [job.key for job in self._jobs.values() if job.line is line and not (job.ended or job.finishing)]
 
     def _reconcile(self, line: Line) -> None:
         with suppress(DrmCommunicationError):
@@ -795,7 +797,7 @@ class SshBackend(Backend):
                     self._is_here(one.key, line)
                     infos.append(JobInfo(id=one.key))
         gone = [key for key, lines in unsure.items() if not lines]
-        waited = [task for task in known if task.key in gone and _waited(task)]
+        waited = [task for task in known if task.inherited and task.key in gone]
         for task in waited:
             gone.remove(task.key)
             self._wait_again(task)
@@ -807,7 +809,7 @@ class SshBackend(Backend):
         return Answer(infos=infos, gone=gone)
 
     def _wait_again(self, task: Known) -> None:
-        """One that another program had no room for."""
+        """One that its program, which is gone, had no room for."""
         with self._lock:
             self._jobs[task.key] = _Job(task.key, task.template, None, own=True)
             self._waiting.append(Submission(task.key, task.template, task.job_id or task.key, task.index))
@@ -901,10 +903,6 @@ def _call(name: str, *words: object) -> str:
     """For `Line.ask`, which has the last word: the number of the request, which comes first."""
     *told, number = words
     return attendant.call(name, number, *told)
-
-
-def _waited(task: Known) -> bool:
-    return task.info is not None and task.info.state is JobState.QUEUED
 
 
 def _parts(keys: Sequence[str]) -> list[list[str]]:
