@@ -145,6 +145,19 @@ class Site:
                 pytest.fail(f"not within {self.seconds(idle):g} s: {what}")
             time.sleep(0.01 * self.latency)
 
+    def rests(self, read: Callable[[], object], what: str) -> None:
+        """Wait until this gives the same for a while: what changed it many times a second does so no more."""
+        last, since = read(), time.monotonic()
+
+        def still() -> bool:
+            nonlocal last, since
+            now = read()
+            if now != last:
+                last, since = now, time.monotonic()
+            return time.monotonic() - since >= min(0.5 * self.latency, 1.5)
+
+        self.until(still, what)
+
     def lacks(self, need: Need, backend: Any) -> str | None:
         """Why a case that needs this does not apply; None if it does."""
         if isinstance(need, Capability):

@@ -42,13 +42,7 @@ def run_beating(path: Path, *, line: str | None = None) -> str:
 
 def stops(site: Site, path: Path, death: float) -> None:
     """The last beat comes at most two seconds after this time."""
-
-    def rests() -> bool:
-        before = path.stat().st_mtime_ns
-        time.sleep(0.5 * site.latency)
-        return path.stat().st_mtime_ns == before
-
-    site.until(rests, "the job is gone")
+    site.rests(lambda: path.stat().st_mtime_ns, "the job is gone")
     assert path.stat().st_mtime - death <= GONE * site.latency
 
 

@@ -190,7 +190,7 @@ def test_waiting_again_and_again(wire: Wire, flow: Workflow, caplog: pytest.LogC
 
 def test_one_way_is_not_enough(wire: Wire, flow: Workflow) -> None:
     """The host hears nothing, and is heard all the time: that is noticed, before it takes the program for dead."""
-    job = flow.run_array(60, shell("sleep $((TASK_ID / 5)).$((TASK_ID % 5 * 2)); exit 0"))
+    job = flow.run_array(40, shell("sleep $((TASK_ID / 5)).$((TASK_ID % 5 * 2)); exit 0"))
     for task in tasks_of(job):
         task.wait_started(PATIENCE)
     wire.stall("there")
