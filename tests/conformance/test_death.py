@@ -24,7 +24,8 @@ Start = Callable[..., Program]
 GONE = 2.0
 """Seconds within which nothing is left."""
 OPEN = "flow = Workflow(open_context(session_name=Context.unique_session_name(), detach=False))\n"
-SLEEP = "import time; time.sleep(600)\n"
+SLEEP = "import time; [time.sleep(0.1) for _ in range(6000)]\n"
+"""In pieces: a signal that comes just while Python goes to sleep, which may take a while, does not wake it."""
 
 
 def beating(path: Path) -> str:
