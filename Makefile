@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-all services lint types bench docs binary clean
+.PHONY: help run test test-all services lint types bench docs conformance binary clean
 
 python := $(VENV)/bin/python
 # One stamp for the environment and the interpreter that made it, and one for each extra installed into it.
@@ -16,7 +16,7 @@ made := $(VENV)/.made-by-$(subst /,-,$(PYTHON))
 has = $(VENV)/.has-$(1)
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(made):
 	@tools/venv.sh $(PYTHON) $(VENV)
@@ -52,6 +52,9 @@ bench: $(call has,test) ## measure, beside references in the same run; writes be
 # The variable silences the theme's note on its successor.
 docs: $(call has,docs) ## the pages, into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+conformance: $(call has,test) ## docs/conformance.md, from the results of the last test-all
+	$(python) -m wfl.testing.conformance --write docs/conformance.md
 
 binary: $(call has,binary) ## examples/first_chain.py as one file that needs no Python, into dist/
 	@lacks=$$($(python) tools/binary_lacks.py); [ -z "$$lacks" ] || tools/apt.sh $$lacks

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wfl.context import Context
 from wfl.contexts.containers.dialect import Dialect
 from wfl.contexts.containers.settings import auth_of, check_session, check_settings, client_of
-from wfl.contexts.extras import needed
+from wfl.extras import needed
 from wfl.threads import in_threads
 
 if TYPE_CHECKING:

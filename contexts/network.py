@@ -16,6 +16,6 @@ def words(reason: BaseException) -> str:
         return reason.strerror
     if isinstance(reason, TimeoutError):
         return "nothing was heard in time"
-    if isinstance(reason, IncompleteRead):
+    if isinstance(reason, IncompleteRead | EOFError):
         return "the connection was cut"
     return " ".join(str(reason).split()) or type(reason).__name__

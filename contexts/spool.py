@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from wfl.contexts.checks import PASSED
-from wfl.contexts.staging import FULL
 from wfl.errors import InvalidStateError, OutOfResourceError
+from wfl.staging import FULL
 
 if TYPE_CHECKING:
     from pathlib import Path

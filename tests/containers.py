@@ -152,7 +152,7 @@ class Own:
     def __init__(self, name: str) -> None:
         self.name = name
         self._directory = tempfile.mkdtemp(prefix="wfl-", dir="/tmp")
-        self._environment = {**os.environ, "TMPDIR": self._directory}
+        self._environment = {**os.environ, "TMPDIR": self._directory, "WFL_SERVICES": self._directory}
         run = subprocess.run(
             [SERVICES / f"start-{name}.sh"],
             env=self._environment,

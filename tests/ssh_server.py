@@ -307,7 +307,7 @@ class Wire:
     @contextmanager
     def files(self) -> Iterator[paramiko.SFTPClient]:
         """A channel, as a Connection gives it."""
-        if self._client is None or not self._ends[-1].is_active():
+        if self._client is None or not all(end.is_active() for end in self._ends[-2:]):
             self._client = self._connect()
         yield self._client
 
@@ -369,27 +369,27 @@ class Shell:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
-            threads = [
-                threading.Thread(target=self._bring, args=(process.stdout.fileno(), channel.sendall), daemon=True),
-                threading.Thread(
-                    target=self._bring, args=(process.stderr.fileno(), channel.sendall_stderr), daemon=True
-                ),
-            ]
             if self.first:
                 channel.sendall(self.first)
-            for thread in threads:
+            ways = [(process.stdout.fileno(), channel.sendall), (process.stderr.fileno(), channel.sendall_stderr)]
+            threads = [threading.Thread(target=self._bring, args=way, daemon=True) for way in ways]
+            for thread in (*threads, threading.Thread(target=self._give, args=(channel, process), daemon=True)):
                 thread.start()
-            with suppress(BrokenPipeError):
-                while piece := channel.recv(PIECE):
-                    self._hears.wait(PATIENCE)
-                    process.stdin.write(piece)
-                    process.stdin.flush()
-            with suppress(BrokenPipeError):
-                process.stdin.close()
             for thread in threads:
                 thread.join()
-            channel.send_exit_status(process.wait())
+            channel.send_exit_status(process.wait() & 0xFF)
             channel.close()
+
+    def _give(self, channel: paramiko.Channel, process: subprocess.Popen[bytes]) -> None:
+        """What is said to a command, up to its own end or that of the connection."""
+        assert process.stdin is not None
+        with suppress(OSError, ValueError, EOFError, paramiko.SSHException):
+            while piece := channel.recv(PIECE):
+                self._hears.wait(PATIENCE)
+                process.stdin.write(piece)
+                process.stdin.flush()
+        with suppress(OSError):
+            process.stdin.close()
 
     def _bring(self, source: int, bring: Callable[[bytes], object]) -> None:
         with suppress(OSError, EOFError, paramiko.SSHException):

@@ -7,53 +7,64 @@ cd "$(dirname "$0")/.."
 export WFL_REQUIRE_ALL=1
 oldest=$(tools/pythons.sh oldest) newest=$(tools/pythons.sh newest)
 failed=0
-rm -rf build/tests
+rm -rf build/tests build/conformance
 mkdir -p build/tests
 places=$(mktemp -d "${TMPDIR:-/tmp}/wflXXXX") # short: sockets are below it
 chmod 755 "$places" # jobs of other users have files below it
 trap 'jobs -p | xargs -r kill; rm -rf "$places"' EXIT
-suite() { # suite NAME PYTHON VENV TESTS : one run of pytest, with a result file of this name
-    make test SUITE="$1" PYTHON="$2" VENV="$3" TESTS="$4"
+suite() { # suite oldest|newest NAME TESTS : one run of pytest, with a result file of this name
+    make test SUITE="$2" PYTHON="${!1}" VENV=".venv-$1" TESTS="$3"
 }
 
-make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1 # and with it what tests/binary/ builds with
-make .venv-oldest/.has-test PYTHON="$oldest" VENV=.venv-oldest
+make .venv-oldest/.has-test .venv-oldest/.has-binary PYTHON="$oldest" VENV=.venv-oldest
 
-# What mostly waits for its system runs beside the rest, some suites one after another in a lane; each has a temporary
-# directory of its own, since cases count what is left there.
+# What mostly waits for its system runs beside the rest, some suites one after another in a lane, as evenly as can be;
+# each has a temporary directory of its own, since cases count what is left there.
 lanes=() logs=()
-lane() { # lane NAME=TESTS... : these suites, one after another, beside what follows
-    local one
-    for one in "$@"; do logs+=("build/tests/${one%%=*}.log"); done
+lane() { # lane oldest|newest NAME TESTS [...] : these suites, one after another, beside what follows
+    local -a given=("$@")
+    while [ "$#" -gt 0 ]; do logs+=("build/tests/$2-$1.log") && shift 3; done
+    set -- "${given[@]}"
     (
         code=0
-        for one in "$@"; do
+        while [ "$#" -gt 0 ]; do
             place=$(mktemp -d "$places/XXX")
             chmod 755 "$place"
-            WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place \
-                suite "${one%%=*}" "$oldest" .venv-oldest "${one#*=}" >"build/tests/${one%%=*}.log" 2>&1 || code=1
+            WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place suite "$1" "$2" "$3" >"build/tests/$2-$1.log" 2>&1 || code=1
+            shift 3
         done
         exit "$code"
     ) &
     lanes+=("$!")
 }
+shopt -s nullglob
+daemons=(tests/faults/test_{container_*,daemon_away}.py)
 schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
-lane "slurm,slurm-plain=tests/conformance --wfl-sites slurm,slurm-plain" "schedulers=${schedulers[*]}"
-lane "grid-engine,drmaa=tests/conformance --wfl-sites grid-engine,drmaa" \
-    "ssh,ssh-user=tests/conformance --wfl-sites ssh,ssh-user"
-suite python "$oldest" .venv-oldest \
-    "tests --ignore=tests/conformance --ignore-glob=tests/faults/test_kubernetes_* --ignore-glob=tests/faults/test_ssh_* \
-    $(printf -- '--ignore=%s ' "${schedulers[@]}")" || failed=1
-# A node of Kubernetes takes all of a small machine for its pods: not beside tests that count time. WFL_KUBERNETES_CASES
-# names less than all.
-lane "kubernetes,kubernetes-files=${WFL_KUBERNETES_CASES:-tests/conformance tests/faults/test_kubernetes_*.py} \
-    --wfl-sites kubernetes,kubernetes-files"
-suite conformance "$oldest" .venv-oldest \
-    "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
-if [ "$newest" != "$oldest" ]; then
-    suite python "$newest" .venv-newest \
-        "tests/unit tests/conformance --wfl-sites process,process-store,fake,fake-asked" || failed=1
-fi
+kubernetes=(tests/faults/test_kubernetes_{meddling,rights,away,connections,death}.py) # the first meddles with the node
+hosts=(tests/faults/test_{remote,server,ssh}_*.py)
+shopt -u nullglob
+pages=(tests/binary tests/docs tests/examples)
+elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
+
+lane oldest slurm "tests/conformance --wfl-sites slurm" \
+    oldest schedulers "${schedulers[*]}"
+lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa"
+lane oldest kubernetes-faults "${kubernetes[*]}"
+lane oldest daemons "${daemons[*]}" \
+    oldest ssh "tests/conformance --wfl-sites ssh,ssh-user,ssh-slurm,ssh-grid-engine" \
+    oldest hosts "${hosts[*]}" \
+    oldest pages "${pages[*]}"
+make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
+suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
+# Of the newest Python what can depend on it: not whole workflows on systems that are programs of their own.
+[ "$newest" = "$oldest" ] || lane newest python "tests/unit --ignore=tests/unit/test_batch_replay.py \
+    --ignore=tests/unit/test_undertaker.py tests/conformance --wfl-sites process,process-store,fake,fake-asked \
+    --wfl-results build/newest"
+lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
+    oldest remote "tests/conformance --wfl-sites remote,remote-docker,remote-compatible"
+# A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.
+lane oldest kubernetes,kubernetes-files "tests/conformance --wfl-sites kubernetes,kubernetes-files"
+suite oldest conformance "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 for one in "${lanes[@]}"; do wait "$one" || failed=1; done
 cat "${logs[@]}"
 "$oldest" tools/summary.py build/tests || failed=1

@@ -64,7 +64,8 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
 class Known(msgspec.Struct, frozen=True, gc=False):
     """What is remembered of a job that is to be found again: `id` is None where no answer ever came.
 
-    By the session (key to info), or by the system itself, which also tells its job's id and its index in an array.
+    By the session, or by the system itself. `inherited`: it waited (QUEUED) when its program, which is gone and let its
+    jobs live on, last heard of it, and belongs to this program alone now.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     info: JobInfo | None = None
     job_id: str | None = None
     index: int | None = None
+    inherited: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -127,6 +129,8 @@ class Backend(ABC):
     limits: Limits = Limits()
     tells: bool = True
     """True: ends are reported by the backend itself. False: the session asks, for all jobs in one question."""
+    finds_by_key: bool = True
+    """Whether `find` can tell of a job by its key alone. False: the session writes every id down at once."""
 
     def check(self, template: JobTemplate) -> None:
         """Raise for a template that this system cannot run as it stands. Called before anything is started."""

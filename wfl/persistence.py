@@ -16,7 +16,7 @@ from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidSessionE
 from wfl.gate import Gate, occupy
 from wfl.log import log
 from wfl.program import program_lives
-from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Record
+from wfl.record import ACCEPTED, ENDED, HERE, NEVER, SUBMITTING, Record
 from wfl.store import Store
 from wfl.task import Task, TaskArray
 
@@ -34,6 +34,13 @@ LOOK = 0.5
 AGAIN = 1.0
 """Seconds after which a write that failed is tried again."""
 _NEVER = DrmCommunicationError("the program was killed before it could be started; it never ran")
+_UNSENT = (NEVER, str(_NEVER))
+"""How the words begin of what the system never had; what it refused has words of its own."""
+
+
+def _waits_there(row: Row) -> bool:
+    """Whether a detached program last heard that it waits in the system."""
+    return row.detach and row.phase == ACCEPTED and row.info is not None and row.info.state is JobState.QUEUED
 
 
 def recall(session: JobSession, found: Sequence[Known]) -> None:
@@ -199,8 +206,11 @@ class Persistence:
         left = dict(rows)
         try:
             waiting = {r: row for r, row in rows.items() if row.phase in (HERE, SUBMITTING)}
-            abandoned = [row for row in waiting.values() if row.program == self.store.program or not lives(row.program)]
+            claimable = [row for r, row in rows.items() if r in waiting or _waits_there(row)]
+            abandoned = [row for row in claimable if row.program == self.store.program or not lives(row.program)]
             claimed = self.store.claim(abandoned)
+            for record, row in rows.items():
+                record.inherited = row.key in claimed and _waits_there(row)
             ours = [r for r, row in waiting.items() if row.key in claimed]
             queued = [r for r in ours if rows[r].phase == HERE]
             self.watch_queue(queued)  # before they can start, so that no wish is overlooked
@@ -253,7 +263,8 @@ class Persistence:
         if row.info is not None:
             record.state = row.info.state
             if row.phase == ENDED and row.info.sub_state == "launch_failure":
-                record.error = DeniedByDrmsError(row.info.annotation or "it could not be started")
+                words = row.info.annotation or "it could not be started"
+                record.error = (DrmCommunicationError if words.startswith(_UNSENT) else DeniedByDrmsError)(words)
         return record
 
     def _inherit(self, record: Record, row: Row) -> bool:
@@ -300,6 +311,10 @@ class Persistence:
         with self._session._lock:
             if record.own or record.phase == ENDED:
                 return False
+            if row.id != record.id:
+                self._session._records.pop(record.id, None)
+                record.id = row.id
+                self._session._records[row.id] = record
             record.phase = HERE if row.phase == ENDED else row.phase  # its end is a fact like others, and comes next
             if row.phase == HERE and row.info is not None and row.wish is None:
                 record.state = row.info.state  # held or not

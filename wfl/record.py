@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
 HERE, SUBMITTING, ACCEPTED, ENDED = range(4)
 """Phases of a record: not given to the system yet, on its way, known to the system, over."""
+NEVER = "it was never started"
+"""How the words begin that say so of what was submitted, and never came to the system."""
 
 
 class Record:
     """What the ledger knows of one attempt to run one job. Written by the session alone, under its lock."""
 
     __slots__ = (
-        "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "job_id",
-        "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template", "unseen",
-        "waiters", "why",
+        "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "inherited",
+        "job_id", "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template",
+        "unseen", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,7 @@ class Record:
         self.submitted = time.time()
         self.began = inf  # by the session's clock, where the system is asked
         self.unseen = False
+        self.inherited = False  # of a detached program that is gone, and waited in the system when it was last heard of
         self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None
         self.callbacks: list[Callable[[], None]] | None = None

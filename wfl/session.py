@@ -38,7 +38,7 @@ from wfl.errors import (
 from wfl.gate import Gate, advance, leave_all
 from wfl.log import log
 from wfl.placeholders import fill, has_placeholders
-from wfl.record import ACCEPTED, ENDED, HERE, SUBMITTING, Collector, Record, Unseen, Waiter
+from wfl.record import ACCEPTED, ENDED, HERE, NEVER, SUBMITTING, Collector, Record, Unseen, Waiter
 from wfl.task import Task, TaskArray
 from wfl.threads import Pool, in_threads
 from wfl.timing import timeout_seconds
@@ -496,6 +496,8 @@ class JobSession:
                 if record.why is not None:
                     doomed.append(record)
         self._note(records)
+        if self._kept is not None and not self.backend.finds_by_key:
+            self._kept.flush()  # else the jobs of a program that is killed in this moment could not be found again
         self.observe(early)
         if doomed:
             self._workers.submit(lambda: self._kill_rest(doomed))
@@ -515,7 +517,7 @@ class JobSession:
         if records:
             self._tell(records)
             log.warning("%s: %d submissions are unsettled: %s", self.backend.name, len(records), error)
-            never = DrmCommunicationError(f"it was never started: {error}")
+            never = DrmCommunicationError(f"{NEVER}: {error}")
             self._later(0.05, lambda: self._find(records, never, 0.1))
 
     def _find(self, records: Sequence[Record], never: WflError, wait: float = 0.5, *, refusable: bool = False) -> None:
@@ -539,7 +541,7 @@ class JobSession:
 
     def _look_for(self, by_key: Mapping[str, Record], never: WflError) -> list[Record]:
         """Ask once; the records that there was no answer for."""
-        known = [Known(r.key, r.id if r.phase != SUBMITTING else None, r.template, r.info) for r in by_key.values()]
+        known = [_known(r) for r in by_key.values()]
         answer = self.request(self.backend.find, known)
         ids = {info.extensions.get("key", info.id): info.id for info in answer.infos}
         found = [r for key, r in by_key.items() if key in ids and (r.phase == SUBMITTING or r.id != ids[key])]
@@ -1336,6 +1338,11 @@ def _never_ran(record: Record) -> bool:
     """Whether it was ended before the system had it, so that there is no output to miss."""
     info = record.info
     return info is not None and info.dispatch_time is None and info.sub_state in ("cancelled", "timeout")
+
+
+def _known(record: Record) -> Known:
+    id = record.id if record.phase != SUBMITTING else None
+    return Known(record.key, id, record.template, record.info, record.job_id, record.index, record.inherited)
 
 
 def _describe(record: Record) -> str:

@@ -13,12 +13,14 @@ from msgspec import structs
 
 from wfl.backend import Action
 from wfl.contexts.batch.command import Commands
+from wfl.contexts.batch.machine import HERE
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, TryLaterError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.scheduler import Account, Command, Job, Scheduler, Seen
 
 log = logging.getLogger("wfl")
@@ -38,7 +40,9 @@ class Client:
     Raises DrmCommunicationError where there is no answer, DeniedByDrmsError where the scheduler refuses.
     """
 
-    def __init__(self, scheduler: Scheduler, *, environment: Mapping[str, str], timeout: float) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, environment: Mapping[str, str], timeout: float, machine: Machine = HERE
+    ) -> None:
         self.scheduler = scheduler
         self.commands = Commands(
             scheduler.name,
@@ -47,6 +51,7 @@ class Client:
             down=scheduler.down,
             timeout=timeout,
             leads=scheduler.leads,
+            machine=machine,
         )
         self._rung = 0  # of the scheduler's kinds of records: the first that can be had
         self._refused = 0.0  # since when that is refused
@@ -77,11 +82,11 @@ class Client:
 
     def jobs(self) -> Iterable[Seen]:
         """All jobs of this user."""
-        return self.scheduler.seen(self._answer(self.scheduler.query(user())))
+        return self.scheduler.seen(self._answer(self.scheduler.query(self._user())))
 
     def jobs_with_keys(self) -> list[Seen]:
         """The same, each with our key if it is one of ours, whatever that costs."""
-        found = list(self.scheduler.seen(self._answer(self.scheduler.search(user()))))
+        found = list(self.scheduler.seen(self._answer(self.scheduler.search(self._user()))))
         rest = sorted({seen.id for seen in found if seen.key is None})
         keys = {id: key for key, id in self._described(rest, self.scheduler.keys).items()}
         return [structs.replace(seen, key=seen.key or keys.get(seen.id)) for seen in found]
@@ -132,10 +137,13 @@ class Client:
     def _records(self, ids: Sequence[str], since: datetime, rung: int) -> dict[str, Account]:
         found: dict[str, Account] = {}
         for part in _parts(ids):
-            for command in self.scheduler.records(part, user(), rung, since):
+            for command in self.scheduler.records(part, self._user(), rung, since):
                 for account in self.scheduler.accounts(self._answer(command), rung, frozenset(part)):
                     found[self._id(account)] = account
         return found
+
+    def _user(self) -> str:
+        return self.commands.machine.user or user()
 
     def _id(self, account: Account) -> str:
         return account.id if account.number is None else self.scheduler.element(account.id, account.number)
@@ -200,7 +208,7 @@ def how_to_cancel(scheduler: Scheduler, ids: Sequence[str]) -> str:
 
 
 def user() -> str:
-    """Whose jobs these are."""
+    """Who runs this program."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

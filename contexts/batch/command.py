@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-from wfl.contexts import helper
+from wfl.contexts.batch.machine import HERE
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from wfl.contexts.batch.machine import Machine
 
 
 class Commands:
@@ -31,6 +31,7 @@ class Commands:
         down: Callable[[str], bool],
         timeout: float,
         leads: str | None = None,
+        machine: Machine = HERE,
     ) -> None:
         """`site`: variables that lead to the scheduler; `answers`: those that give its answers a form we can read.
 
@@ -38,7 +39,7 @@ class Commands:
         path of a file that the commands look for so long that it says more to look before them.
         """
         self._name, self._site, self._answers, self._down, self.timeout = name, site, answers, down, timeout
-        self._leads, self._answered = leads, False
+        self._leads, self._answered, self.machine = leads, False, machine
         self._lock = threading.Lock()
         self.count = 0
         """Commands that were run."""
@@ -59,9 +60,10 @@ class Commands:
         env = self._questioning() if env is None else env
         self._look(env)
         try:
-            done = self._done(argv, env)
+            done = self.machine.run(argv, env, self.timeout)
         except FileNotFoundError as error:
-            words = f"{self._name}: there is no command {argv[0]} here: run this on a machine that can submit jobs"
+            where = self.machine.name
+            words = f"{self._name}: there is no command {argv[0]} {where}: run this on a machine that can submit jobs"
             raise SessionManagementError(words) from error
         except subprocess.TimeoutExpired as error:
             said = " ".join((error.stderr or b"").decode(errors="replace").split())
@@ -80,27 +82,12 @@ class Commands:
             return output
         raise DeniedByDrmsError(f"{self._name}: {argv[0]}: {words[-500:]}")
 
-    def _done(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-        with subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            start_new_session=True,  # the terminal's Ctrl-C is for the program, which decides what follows
-        ) as process:
-            try:
-                output, words = process.communicate(timeout=self.timeout)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # a site's command may be a script that has started others
-                raise
-        return subprocess.CompletedProcess(argv, process.returncode, output, words)
-
     def _look(self, env: Mapping[str, str]) -> None:
         """Before the first answer; later the file may be away for a moment, when it is replaced."""
         path = env.get(self._leads or "")
-        if path and not self._answered and not os.path.exists(path):
-            raise SessionManagementError(f"{self._name}: {self._leads} is {path}, and there is no such file")
+        if path and not self._answered and not self.machine.exists(path):
+            where = self.machine.name
+            raise SessionManagementError(f"{self._name}: {self._leads} is {path}, and there is no such file {where}")
 
     def _questioning(self) -> dict[str, str]:
         """For a command whose answer is read."""
@@ -108,8 +95,8 @@ class Commands:
         return {name: value for name, value in found.items() if value or name not in self._answers}
 
     def environment(self, kept: tuple[str, ...] | None = None) -> dict[str, str]:
-        """The program's, with what leads to the scheduler; of it only what every login has, and names that begin so."""
-        found = {**helper.child_environment(), **self._site}
+        """The machine's, with what leads to the scheduler; of it only what every login has, and names that begin so."""
+        found = {**self.machine.environment(), **self._site}
         if kept is None:
             return found
         return {name: value for name, value in found.items() if name in LOGIN or name.startswith(kept)}

@@ -14,7 +14,9 @@ from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from wfl.contexts.batch.engine import BatchBackend, Preview
+    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.scheduler import Scheduler
+    from wfl.contexts.ssh import SshContext
 
 
 class ClusterContext(Context):
@@ -41,8 +43,11 @@ class ClusterContext(Context):
             raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
         if directory == "":
             raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
-        self.directory = os.path.abspath(os.path.expanduser(f"~/.wfl/{self.name}" if directory is None else directory))
+        self.directory = self._absolute(f"~/.wfl/{self.name}" if directory is None else os.fspath(directory))
         self.inherit_environment = inherit_environment
+
+    def _absolute(self, directory: str) -> str:
+        return os.path.abspath(os.path.expanduser(directory))
 
     def __repr__(self) -> str:
         """With the directory, without which nobody finds the session's jobs."""
@@ -76,10 +81,25 @@ class BatchContext(ClusterContext):
     Besides the settings of every cluster (`ClusterContext`):
     timeout: seconds that one of the scheduler's commands may take.
     environment: variables that lead the scheduler's commands to it, such as SLURM_CONF, besides the program's own.
+    via: a login node on which the commands run, over SSH: an SshContext with one host, or that host (extra
+    `wfl-sdk[ssh]`). Its settings on the connection count (config, identity_file, passphrase, known_hosts, shell,
+    timeout), and those on jobs do not. Then `directory` and all paths of a template are there, relative ones below the
+    user's home, but sources of stage_in_files and targets of stage_out_files, which are here.
     """
 
-    def __init__(self, *, timeout: float = 60.0, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float = 60.0,
+        environment: Mapping[str, str] | None = None,
+        via: SshContext | str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.via = _login_node(via)
         super().__init__(**settings)
+        if self.via is not None and self.inherit_environment:
+            words = "inherit_environment: the program's environment is not that of jobs submitted via another machine"
+            raise InvalidArgumentError(f"{words}; name what they need in job_environment")
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
         if not timeout > 0:
@@ -91,6 +111,21 @@ class BatchContext(ClusterContext):
                 raise TypeError(f"environment: {name} is {value!r} ({type(value).__name__}), expected str")
         self.timeout, self.environment = float(timeout), dict(environment or {})
 
+    def _absolute(self, directory: str) -> str:
+        return super()._absolute(directory) if self.via is None else directory.removeprefix("~/")
+
+    def __repr__(self) -> str:
+        """With the login node."""
+        return super().__repr__() if self.via is None else f"{super().__repr__()[:-1]}, via={self.via.hosts[0]!r})"
+
+    def machine(self) -> Machine:
+        """Where the commands run; nothing is contacted."""
+        if self.via is None:
+            from wfl.contexts.batch.machine import HERE
+
+            return HERE
+        return self.via.login_node()
+
     @abstractmethod
     def scheduler(self) -> Scheduler:
         """The scheduler's language."""
@@ -99,15 +134,35 @@ class BatchContext(ClusterContext):
         """A new backend; nothing is contacted before the first job."""
         from wfl.contexts.batch.engine import BatchBackend
 
+        machine = self.machine()
         return BatchBackend(
-            self.scheduler(),
+            self.scheduler_of(machine),
             directory=self.directory,
             session_name=self.session_name,
             timeout=self.timeout,
             environment=self.environment,
             inherit=self.inherit_environment,
             detach=self.detach,
+            machine=machine,
         )
+
+    def scheduler_of(self, machine: Machine) -> Scheduler:
+        """The same, where a machine has to be asked what it speaks."""
+        del machine
+        return self.scheduler()
+
+
+def _login_node(given: SshContext | str | None) -> SshContext | None:
+    from wfl.contexts.ssh import SshContext
+
+    if given is None:
+        return None
+    if not isinstance(given, SshContext | str):
+        raise TypeError(f"via is {given!r} ({type(given).__name__}), expected an SshContext or a host")
+    found = SshContext(given) if isinstance(given, str) else given
+    if len(found.hosts) > 1:
+        raise InvalidArgumentError(f"via has {len(found.hosts)} hosts, expected one login node: {found.hosts}")
+    return found
 
 
 def clean(session_name: str, context: ClusterContext) -> int:
@@ -122,4 +177,7 @@ def clean(session_name: str, context: ClusterContext) -> int:
     chosen = copy(context)
     chosen.session_name = check_session_name(session_name)
     backend = chosen.backend()
-    return end_session(backend.client, backend.place)
+    try:
+        return end_session(backend.client, backend.place)
+    finally:
+        backend.close(end=False)

@@ -11,10 +11,10 @@ import os
 import pickle
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from wfl.contexts.batch.client import Client
+from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import Place, program_of
 from wfl.contexts.undertaker import Undertaker, revive, until_none_is_left
 from wfl.errors import InvalidSessionError, WflError
@@ -22,13 +22,13 @@ from wfl.errors import InvalidSessionError, WflError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.scheduler import Scheduler
 
 log = logging.getLogger("wfl")
 
 ANSWER = 20.0
 """Seconds that a command may take at the end, if it may not take less at any time."""
-_AWAY = "~"
 
 
 class Ending:
@@ -38,9 +38,16 @@ class Ending:
     """
 
     def __init__(
-        self, scheduler: Scheduler, place: Place, *, environment: Mapping[str, str], timeout: float, helper: bool
+        self,
+        scheduler: Scheduler,
+        place: Place,
+        *,
+        environment: Mapping[str, str],
+        timeout: float,
+        helper: bool,
+        machine: Machine = HERE,
     ) -> None:
-        self._scheduler, self._place, self._helper = scheduler, place, helper
+        self._scheduler, self._place, self._helper, self._machine = scheduler, place, helper, machine
         self._environment, self._timeout = environment, timeout
         self.keep = False
         """Whether a program that comes back looks for what has ended."""
@@ -59,7 +66,7 @@ class Ending:
             if self._helper and program not in self._programs:
                 # What waited in the queue of a program before this one has that one's key and place: should this one
                 # be killed, it goes on as that one's other jobs do.
-                theirs = os.path.isdir(f"{self._place.root}/{program}")
+                theirs = self._place.is_there(program)
                 self._programs[program] = None if theirs else self._start(program)
             self._own.add(key)
             self._unsettled.add(key)
@@ -80,7 +87,7 @@ class Ending:
 
     def _start(self, program: str) -> Undertaker:
         told = {
-            "scheduler": base64.b64encode(pickle.dumps(self._scheduler)).decode(),
+            "scheduler": base64.b64encode(pickle.dumps((self._scheduler, self._machine))).decode(),
             "place": self._place.root,
             "program": program,
             "environment": self._environment,
@@ -104,9 +111,9 @@ class Ending:
         helpers = {program: helper for program, helper in self._programs.items() if helper is not None}
         try:
             for program in helpers:
-                _put_away(self._place, program)
+                self._place.put_away(program)
             timeout = min(self._timeout, ANSWER)
-            Client(self._scheduler, environment=self._environment, timeout=timeout).cancel(ids)
+            self._client(timeout).cancel(ids)
         except BaseException as error:
             for helper in helpers.values():
                 helper.take_over()
@@ -121,8 +128,11 @@ class Ending:
             if program in unsettled:
                 helper.take_over()
             else:
-                _leave(self._place, program, keep=self.keep)
+                self._place.leave(program, keep=self.keep)
                 helper.goodbye()
+
+    def _client(self, timeout: float) -> Client:
+        return Client(self._scheduler, environment=self._environment, timeout=timeout, machine=self._machine)
 
     def goodbye(self) -> None:
         """Whatever runs is left alone."""
@@ -144,18 +154,27 @@ def end_all(
 ) -> None:
     """End all jobs of a dead program, and leave nothing of them, or with `keep` what one that comes back looks for.
 
-    `scheduler` is pickled; `late`: seconds for which a submission of which nobody has heard may still be under way.
+    `scheduler` is pickled, with its machine; `late`: seconds for which a submission of which nobody has heard may still
+    be under way.
     """
-    speaks: Scheduler = pickle.loads(base64.b64decode(scheduler))  # noqa: S301 - this program's own
-    where = Place(*os.path.split(place))
-    if not os.path.isdir(f"{place}/{program}"):  # nothing was ever submitted
-        return
-    _put_away(where, program)
-    ids, unheard = _submitted(where, program)
-    client = Client(speaks, environment=environment, timeout=ANSWER)
-    patience = time.monotonic() + late
+    speaks: Scheduler
+    speaks, machine = pickle.loads(base64.b64decode(scheduler))  # noqa: S301 - this program's own
+    where = Place(*os.path.split(place), machine)
+    client = Client(speaks, environment=environment, timeout=ANSWER, machine=machine)
+    ids: set[str] = set()
+    unheard: dict[str, None] = {}
+    patience = 0.0
 
     def attempt() -> tuple[int, bool]:
+        nonlocal patience
+        if not patience:
+            if not where.is_there(program):  # nothing was ever submitted
+                return 0, False
+            where.put_away(program)
+            found, missing = _submitted(where, program)
+            ids.update(found)
+            unheard.update(missing)
+            patience = time.monotonic() + late
         living: dict[str, None] = {}
         for seen in client.jobs_with_keys() if unheard else client.jobs():
             key = seen.key or ""
@@ -169,10 +188,10 @@ def end_all(
         return len(living) + waits, False
 
     if until_none_is_left(attempt, f"jobs of {place}/{program}"):
-        _leave(where, program, keep=keep)
-        for key in {key.partition("/")[0] for key in unheard}:
-            if keep and not where.accepted(key):
-                where.forget(key)  # it never ran
+        where.leave(program, keep=keep)
+        never = {key.partition("/")[0] for key in unheard} if keep else set()
+        where.forget(key for key, given in where.accepted(never).items() if not given)
+    machine.close()
 
 
 def end_session(client: Client, place: Place) -> int:
@@ -182,16 +201,16 @@ def end_session(client: Client, place: Place) -> int:
     """
     programs = place.programs()
     for program in programs:
-        _put_away(place, program)
+        place.put_away(program)
     try:
         living = _living(client, place, programs) if programs else []
         client.cancel(living)
     except BaseException:
         for program in programs:
-            _leave(place, program, keep=True)
+            place.leave(program, keep=True)
         raise
     for program in programs:
-        _leave(place, program, keep=False)
+        place.leave(program, keep=False)
     place.remove()
     return len(living)
 
@@ -211,28 +230,11 @@ def _submitted(place: Place, program: str) -> tuple[set[str], dict[str, None]]:
     """The ids that the scheduler gave to a program that was put away; and the keys of what it gave none to."""
     ids: set[str] = set()
     unheard: dict[str, None] = {}
-    for key in place.listed("script", program):
-        given = place.accepted(key)
+    (keys,) = place.listed(program, "script")
+    entries = place.entries(keys)
+    for key, given in place.accepted(keys).items():
         ids.update(given.values())
-        entry = place.entry(key)
-        for part in range(1) if entry is None else entry.parts:
+        for part in entries[key].parts if key in entries else range(1):
             if part not in given:
                 unheard[f"{key}/{part}" if part else key] = None
     return ids, unheard
-
-
-def _put_away(place: Place, program: str) -> None:
-    """From now on no job of this program starts."""
-    with suppress(FileNotFoundError):  # somebody began with that before
-        os.rename(f"{place.root}/{program}/job", f"{place.root}/{program}/job{_AWAY}")
-
-
-def _leave(place: Place, program: str, *, keep: bool) -> None:
-    """All has ended: as it was, or nothing."""
-    root = f"{place.root}/{program}"
-    with suppress(FileNotFoundError):
-        if keep:
-            os.rename(f"{root}/job{_AWAY}", f"{root}/job")
-        else:
-            os.rename(root, f"{root}{_AWAY}")  # a shell that just writes its last words finds it no more
-            place.remove(f"{program}{_AWAY}")

@@ -7,12 +7,12 @@ the more rarely the more there are, and its records for what has ended: why, whe
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
+import posixpath
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,14 +20,18 @@ from msgspec import structs
 
 from wfl.backend import INDEX, Action, Answer, Backend, Known, Limits, Submission, ended
 from wfl.contexts.batch import script
+from wfl.contexts.batch.carrier import STAGED, Carrier
 from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
 from wfl.contexts.batch.ending import Ending
 from wfl.contexts.batch.ends import how_it_ended
-from wfl.contexts.batch.place import ELEMENT, KINDS, Entry, Place, Wave, program_of, read_part
+from wfl.contexts.batch.machine import HERE
+from wfl.contexts.batch.place import ELEMENT, Entry, Place, Wave, program_of
 from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, flag
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
+    DeniedByDrmsError,
     DrmCommunicationError,
+    InvalidArgumentError,
     InvalidStateError,
     SessionManagementError,
     UnsupportedOperationError,
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wfl.backend import Outcome, Report, Stream
+    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.place import End
     from wfl.contexts.batch.scheduler import Scheduler, Seen
     from wfl.drmaa2 import JobTemplate
@@ -142,6 +147,7 @@ class BatchBackend(Backend):
         environment: Mapping[str, str],
         inherit: bool,
         detach: bool,
+        machine: Machine = HERE,
     ) -> None:
         self.name = scheduler.name
         self.fields = FIELDS | scheduler.fields
@@ -150,10 +156,15 @@ class BatchBackend(Backend):
         self.capabilities = (CAPABILITIES | scheduler.capabilities) - scheduler.lacks
         self.limits = Limits(requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=60.0)
         self.scheduler = scheduler
-        self.client = Client(scheduler, environment=environment, timeout=timeout)
-        self._inherit = inherit
-        self.place = Place(directory, session_name)
-        self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
+        self._machine, self._inherit = machine, inherit
+        self.client = Client(scheduler, environment=environment, timeout=timeout, machine=machine)
+        self._carrier = Carrier(machine)
+        if machine.is_away:
+            self.index_fields = INDEX_FIELDS.difference(STAGED)
+        self.place = Place(directory, session_name, machine)
+        self.ending = Ending(
+            scheduler, self.place, environment=environment, timeout=timeout, helper=not detach, machine=machine
+        )
         self._lock = threading.RLock()
         self._held: dict[str, Held] = {}
         self._again: dict[str, str] = {}  # by what the scheduler calls it: an id that it has given before
@@ -167,12 +178,22 @@ class BatchBackend(Backend):
 
     # -- before anything is started --
 
+    def resolve(self, template: JobTemplate) -> JobTemplate:
+        """With absolute paths of this side, where the scheduler is on another."""
+        return self._carrier.resolve(template)
+
     def check(self, template: JobTemplate) -> None:
         """Whether this scheduler, and a shell, can do what the template says."""
         super().check(template)
         script.check(template)
-        entry = Entry("check-0", _settled(template), "check-0")
-        self._script(entry)
+        self._carrier.check(template)
+        if self._machine.is_away and self._inherits(template):
+            raise InvalidArgumentError(
+                f"{INHERIT}: the program's environment is not that of jobs submitted {self._machine.name}; name what "
+                "they need in job_environment"
+            )
+        entry = Entry("check-0", _settled(template, "/"), "check-0")
+        self._script(entry, place=Place("/", "check"))  # no machine is asked for that
         self.scheduler.submit(Job(entry, "", ""))
 
     def preview(
@@ -185,7 +206,8 @@ class BatchBackend(Backend):
             index = indexes if isinstance(indexes, int) else None
             key = "KEY-1" if index is None else f"KEY-1.{index}"
             whole = indexes if isinstance(indexes, range) else None
-            entry = self._entry(Submission(key, template, "KEY-1", index=index), whole, max_parallel)
+            submission = Submission(key, template, "KEY-1", index=index)
+            entry = self._entry(submission, self._machine.base, whole, max_parallel)
             jobs = [_behind(job, f"ID{job.part}") for job in self._jobs(entry)]
             found += [Preview(self._shown(job), self._script(entry, job.wave)) for job in jobs]
         return found
@@ -206,7 +228,7 @@ class BatchBackend(Backend):
     def _submit_one(self, submission: Submission) -> Outcome:
         try:
             self.check(submission.template)
-            (id,) = self._start(self._entry(submission))
+            (id,) = self._start(submission)
         except DrmCommunicationError:
             raise
         except WflError as error:
@@ -219,16 +241,18 @@ class BatchBackend(Backend):
             return []
         try:
             self.check(submission.template)
-            return self._start(self._entry(submission, indexes, max_parallel))
+            return self._start(submission, indexes, max_parallel)
         except DrmCommunicationError:
             raise
         except WflError as error:
             return [error] * len(indexes)
 
-    def _entry(self, submission: Submission, indexes: range | None = None, max_parallel: int | None = None) -> Entry:
+    def _entry(
+        self, submission: Submission, base: str, indexes: range | None = None, max_parallel: int | None = None
+    ) -> Entry:
         return Entry(
             submission.key,
-            _settled(submission.template),
+            _settled(submission.template, base),
             submission.job_id,
             index=submission.index,
             indexes=indexes,
@@ -236,22 +260,30 @@ class BatchBackend(Backend):
             waves=None if indexes is None else self._waves(indexes),
         )
 
-    def _start(self, entry: Entry) -> list[str]:
+    def _start(
+        self, submission: Submission, indexes: range | None = None, max_parallel: int | None = None
+    ) -> list[str]:
         """Write everything down, then submit; the ids, an array's one for each element."""
-        program = program_of(entry.key)
-        self._programs.add(program)
-        self.ending.before(entry.key)
+        with _not_yet():
+            base = self._machine.base
+        entry = self._entry(submission, base, indexes, max_parallel)
+        with _not_yet():
+            self._carrier.bring(entry)
+            self._programs.add(program_of(entry.key))
+            self.ending.before(entry.key)
         ids: dict[int, str] = {}
         for part in self._jobs(entry):
             job = _behind(part, ids.get(part.part - 1))
             try:
-                self.place.enter(entry, self._script(entry, job.wave))
+                with _not_yet():
+                    self.place.enter(entry, self._script(entry, job.wave))
                 ids[job.part] = self._send(job)
             except DrmCommunicationError:
                 raise
             except WflError as error:
                 self._cancel(list(ids.values()))
-                self.place.forget(entry.key)
+                with suppress(DrmCommunicationError):
+                    self.place.forget([entry.key])
                 self.ending.after(entry.key)
                 if not ids:
                     raise
@@ -283,15 +315,15 @@ class BatchBackend(Backend):
     def _inherits(self, template: JobTemplate) -> bool:
         return flag(template, INHERIT, default=self._inherit)
 
-    def _script(self, entry: Entry, wave: Wave | None = None) -> str:
+    def _script(self, entry: Entry, wave: Wave | None = None, place: Place | None = None) -> str:
         scheduler = self.scheduler
         first: int | str = wave.first if wave else 0
         if scheduler.late and len(entry.parts) > 1:
             first = "$1"  # see Job.offset
         login = scheduler.passed is not None and not self._inherits(entry.template)
         return script.script(
-            entry,
-            self.place,
+            structs.replace(entry, template=self._carrier.scripted(entry.template)),
+            place or self.place,
             number=scheduler.number,
             id=scheduler.id,
             first=first,
@@ -319,7 +351,7 @@ class BatchBackend(Backend):
         """Know from now on what the scheduler has."""
         found = []
         forgotten: list[str] = []
-        reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
+        reaped = self.place.reaped([entry.key])[entry.key] if entry.indexes is not None else set()
         with self._lock:
             living = self._living.setdefault(program_of(entry.key), set())
             for part, id in ids.items():
@@ -394,11 +426,12 @@ class BatchBackend(Backend):
     def _look(self, wanted: set[str]) -> list[JobInfo]:
         """What jobs have written of beginnings and ends; one that may run again is the scheduler's to call ended."""
         found = []
+        begun: dict[str, tuple[str, Held]] = {}
         for program, living in list(self._living.items()):
             if living.isdisjoint(wanted):
                 continue
-            over = self.place.listed("end", program)
-            for key in self.place.listed("run", program):
+            over, run = self.place.listed(program, "end", "run")
+            for key in run:
                 id = self._by_key.get(key)
                 if id is None or id not in wanted or id not in living:
                     continue
@@ -408,8 +441,11 @@ class BatchBackend(Backend):
                 if key in over and not held.entry.template.rerunnable and not self._is_awaited(id):
                     found.append(fact(id=id, state=JobState.DONE))
                 elif not held.started:
-                    held.started = True
-                    found.append(fact(id=id, state=JobState.RUNNING, dispatch_time=self.place.began(key)))
+                    begun[key] = (id, held)
+        times = self.place.began(begun)
+        for key, (id, held) in begun.items():
+            held.started = True
+            found.append(fact(id=id, state=JobState.RUNNING, dispatch_time=times.get(key)))
         return found
 
     def _is_awaited(self, id: str) -> bool:
@@ -507,7 +543,8 @@ class BatchBackend(Backend):
 
         And whether the records are all that there are.
         """
-        found = [id for id in ids if self.place.end(self._held[id].key) is not None]
+        ends = self.place.ends({self._held[id].key for id in ids})
+        found = [id for id in ids if self._held[id].key in ends]
         rest = ids.difference(found)
         accounts, whole = self._accounts(rest) if rest else ({}, True)
         for id, account in accounts.items():
@@ -538,12 +575,18 @@ class BatchBackend(Backend):
         took = time.monotonic() - now
         self._accounted = now + took + max(AGAIN, SHARE * took)
         found = []
+        ends = self.place.ends({held.key for held in todo.values()})
         for id, held in todo.items():
-            end, account = self.place.end(held.key), accounts.get(id)
+            end, account = ends.get(held.key), accounts.get(id)
             late = not self.client.keeps_records or now - held.since > USAGE
             told = end is not None or (held.cause is not None and self.client.forgets)
             if (account is not None and account.over) or (told and late):
+                trouble = self._carrier.fetched(held.entry, held.key) if end and end.refused is None else ""
+                if trouble is None:
+                    continue
+                end = structs.replace(end, unsaved=trouble) if end and trouble else end
                 found.append(self._ended(id, held, end, account))
+        self._carrier.forget(self._held[info.id or ""].key for info in found)
         return found
 
     def _ended(self, id: str, held: Held, own: End | None, account: Account | None) -> JobInfo:
@@ -573,7 +616,7 @@ class BatchBackend(Backend):
         return structs.replace(account, cause=told[0], info=account.info.replace(annotation=told[1]))
 
     def _began(self, held: Held) -> bool:
-        return held.started or self.place.began(held.key) is not None
+        return held.started or bool(self.place.began([held.key]))
 
     def _lives(self, id: str) -> bool:
         with self._lock:
@@ -599,20 +642,16 @@ class BatchBackend(Backend):
 
     def find(self, known: Sequence[Known]) -> Answer:
         """By what is written down of each submission; what has no id there is looked for in the scheduler's list."""
-        entries: dict[str, Entry | None] = {}
-        for one in known:
-            key = one.key.partition(".")[0]
-            if key not in entries:
-                entries[key] = self.place.entry(key)
-            if entries[key] is None and one.key != key:  # an element that was submitted by itself
-                entries[one.key] = self.place.entry(one.key)
+        wanted = {one.key: one.key.partition(".")[0] for one in known}
+        entries = self.place.entries(set(wanted.values()))
+        # Elements that were submitted by themselves have keys of their own.
+        entries |= self.place.entries({key for key, array in wanted.items() if array not in entries and key != array})
         unanswered = {}
+        accepted = self.place.accepted(entries)
         for key, entry in entries.items():
-            if entry is not None:
-                ids = self.place.accepted(key)
-                self._hold(entry, ids)
-                if len(ids) < len(entry.parts):
-                    unanswered[key] = entry
+            self._hold(entry, accepted[key])
+            if len(accepted[key]) < len(entry.parts):
+                unanswered[key] = entry
         waits = self._search(unanswered) if unanswered else set()
         there = {one.key: id for one in known if (id := self._by_key.get(one.key)) is not None}
         for one in known:
@@ -629,8 +668,9 @@ class BatchBackend(Backend):
         """
         waits = set()
         listed = {seen.key: seen.id for seen in self.client.jobs_with_keys()}
+        accepted = self.place.accepted(entries)
         for key, entry in entries.items():
-            ids = self.place.accepted(key)
+            ids = accepted[key]
             ids |= {job.part: listed[job.key] for job in self._jobs(entry) if job.key in listed}
             ids |= self._left_word(entry)
             if len(ids) < len(entry.parts) and self._another_may_submit(key):
@@ -645,7 +685,7 @@ class BatchBackend(Backend):
                 for _, held in () if lost is None else self._members(entry, lost, ""):
                     self.place.stop(held.key)  # should they come late, they end at once; nothing followed them
             else:
-                self.place.forget(key)  # should it come late, it finds nothing to do
+                self.place.forget([key])  # should it come late, it finds nothing to do
         return waits
 
     def _another_may_submit(self, key: str) -> bool:
@@ -656,8 +696,8 @@ class BatchBackend(Backend):
         """The ids that elements of each part have written into the records of their ends."""
         found: dict[int, str] = {}
         for part in entry.parts:
-            ends = (self.place.end(held.key) for _, held in self._members(entry, part, ""))
-            word = next((end.id for end in ends if end is not None and end.id), None)
+            ends = self.place.ends([held.key for _, held in self._members(entry, part, "")])
+            word = next((end.id for end in ends.values() if end.id), None)
             if word is not None:
                 found[part] = word
         return found
@@ -678,12 +718,11 @@ class BatchBackend(Backend):
     def remembered(self) -> Sequence[Known]:
         """What all programs have submitted in this session and nobody has reaped."""
         found: list[Known] = []
-        for entry in self.place.entries():
-            if program_of(entry.key) in self._programs:
-                continue
-            reaped = self.place.reaped(entry.key) if entry.indexes is not None else set()
+        entries = [entry for entry in self.place.all_entries() if program_of(entry.key) not in self._programs]
+        reaped = self.place.reaped([entry.key for entry in entries if entry.indexes is not None])
+        for entry in entries:
             for index in [None] if entry.indexes is None else entry.indexes:
-                if index in reaped:
+                if index in reaped.get(entry.key, ()):
                     continue
                 key = entry.key if index is None else f"{entry.key}.{index}"
                 found.append(
@@ -776,9 +815,8 @@ class BatchBackend(Backend):
             return b"", True
         if path == "/dev/null":
             raise UnsupportedOperationError(f"{id}: its output was sent to /dev/null")
-        if not os.path.exists(path) and self.place.entry(held.entry.key) is not None and not self._appears(path, held):
-            return b"", True  # it has not begun
-        return read_part(path, offset, limit)
+        there = self._machine.exists(path) or not self.place.entries([held.entry.key]) or self._appears(path, held)
+        return self._machine.part(path, offset, limit) if there else (b"", True)  # it has not begun
 
     def _appears(self, path: str, held: Held) -> bool:
         """Whether a job has written this; waits for it, as other machines' files come late on a shared file system."""
@@ -786,7 +824,7 @@ class BatchBackend(Backend):
         if (id is not None and self._lives(id)) or (end is not None and end.status is None) or not self._began(held):
             return False
         given_up = time.monotonic() + LATE
-        while not os.path.exists(path):
+        while not self._machine.exists(path):
             if time.monotonic() > given_up:
                 if end is None:  # it was killed, perhaps before it wrote anything
                     return False
@@ -794,8 +832,6 @@ class BatchBackend(Backend):
                 raise InvalidStateError(
                     f"{words}: was it removed, or is it on no file system that both machines share?"
                 )
-            with contextlib.suppress(OSError):
-                os.listdir(os.path.dirname(path))  # so that a client of NFS looks again
             time.sleep(LOOK[0])
         return True
 
@@ -809,11 +845,13 @@ class BatchBackend(Backend):
         if not given:
             return self.place.path("out" if stream == "stdout" else "err", held.key)
         given = given.replace(INDEX, held.key.rpartition(".")[2])
-        return os.path.join(template.working_directory or "/", given)
+        return posixpath.join(template.working_directory or "/", given)
 
     def reap(self, ids: Sequence[str]) -> None:
         """Remove what the jobs have left."""
         parts: dict[str, list[int]] = {}
+        whole: list[str] = []
+        elements: list[str] = []
         for id in ids:
             with self._lock:
                 held = self._held.pop(id, None)
@@ -824,14 +862,16 @@ class BatchBackend(Backend):
                 left = self._left.pop(held.entry.key, 1) - 1
                 if left:
                     self._left[held.entry.key] = left
-            self.place.forget(held.key, KINDS if held.array is None else ELEMENT)
+            (whole if held.array is None else elements).append(held.key)
             if held.array is not None and left:
                 parts.setdefault(held.entry.key, []).append(_index(held.key))
             elif held.array is not None:
                 parts.pop(held.entry.key, None)
-                self.place.forget(held.entry.key)
+                whole.append(held.entry.key)
             if not left:
                 self.ending.forget(held.entry.key)
+        self.place.forget(elements, ELEMENT)
+        self.place.forget(whole)
         for key, indexes in parts.items():
             self.place.note_reaped(key, indexes)
 
@@ -839,16 +879,21 @@ class BatchBackend(Backend):
 
     def close(self, *, end: bool) -> None:
         """Leave everything to the scheduler; or end it all, and leave nothing behind that no store tells of."""
+        self._carrier.close()
         if not end:
             self.ending.goodbye()
             for program in list(self._living):
                 self.place.tidy(program)
+            self._machine.close()
             return
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]
         own = {native_id(held.array or id) for id, held in living if self.ending.is_own(held.entry.key)}
         self._let_rest(id for id, _ in living)
-        self.ending.close(sorted(own))
+        try:
+            self.ending.close(sorted(own))
+        finally:
+            self._machine.close()
 
     def _cancel(self, ids: Sequence[str]) -> None:
         self.client.cancel([native_id(id) for id in ids])
@@ -862,6 +907,7 @@ class BatchBackend(Backend):
     def abandon(self) -> None:
         """In a forked child: the helper must see the end of the program that owns it."""
         self.ending.abandon()
+        self._machine.abandon()
 
 
 class Preview(msgspec.Struct, frozen=True):
@@ -876,6 +922,15 @@ class Preview(msgspec.Struct, frozen=True):
         return f"{shlex.join(self.command)}\n\n{self.script}"
 
 
+@contextmanager
+def _not_yet() -> Iterator[None]:
+    """Where a machine is not reached in here, nothing was submitted, and that is known."""
+    try:
+        yield
+    except DrmCommunicationError as error:
+        raise DeniedByDrmsError(f"nothing was submitted: {error}") from error
+
+
 def _index(key: str) -> int:
     """Of an element, by its key."""
     return int(key.rpartition(".")[2])
@@ -886,12 +941,12 @@ def _behind(job: Job, before: str | None) -> Job:
     return structs.replace(job, after=before) if job.part and job.entry.max_parallel else job
 
 
-def _settled(template: JobTemplate) -> JobTemplate:
+def _settled(template: JobTemplate, base: str) -> JobTemplate:
     """With absolute directories: the job's own is another than the program's."""
-    where = os.path.abspath(template.working_directory or ".")
+    where = posixpath.normpath(posixpath.join(base, template.working_directory or ""))
     changes: dict[str, Any] = {"working_directory": where}
     for field in ("input_path", "output_path", "error_path"):
         path = getattr(template, field)
-        if path and not os.path.isabs(path):
-            changes[field] = os.path.join(where, path)
+        if path and not posixpath.isabs(path):
+            changes[field] = posixpath.join(where, path)
     return template.replace(**changes)

@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from wfl.backend import Action
-from wfl.contexts import helper
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.quantities import divided, english_time, fixed_slots, hours, in_seconds, later, time_limit
 from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
@@ -24,6 +23,7 @@ from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedA
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.scheduler import Command, Job
     from wfl.drmaa2 import JobTemplate
 
@@ -486,23 +486,23 @@ class PbsContext(BatchContext):
 
     def scheduler(self) -> Scheduler:
         """The language of this dialect."""
-        kind = Torque if (self.dialect or _spoken(frozenset(self.environment.items()))) == TORQUE else Pbs
+        machine = self.machine()
+        try:
+            return self.scheduler_of(machine)
+        finally:
+            machine.close()
+
+    def scheduler_of(self, machine: Machine) -> Scheduler:
+        """The language of this dialect, which the machine's qsub tells."""
+        kind = Torque if (self.dialect or _spoken(machine, frozenset(self.environment.items()))) == TORQUE else Pbs
         return kind()
 
 
-@functools.cache
-def _spoken(environment: frozenset[tuple[str, str]]) -> str:
-    """The dialect of the qsub that is found here; OpenPBS where there is none. The server is not asked."""
+@functools.lru_cache(8)
+def _spoken(machine: Machine, environment: frozenset[tuple[str, str]]) -> str:
+    """The dialect of the qsub that is found there; OpenPBS where there is none. The server is not asked."""
     try:
-        done = subprocess.run(
-            ["qsub", "--version"],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            env={**helper.child_environment(), **dict(environment)},
-            timeout=10,
-            check=False,
-            start_new_session=True,
-        )
+        done = machine.run(["qsub", "--version"], {**machine.environment(), **dict(environment)}, 10)
     except (OSError, subprocess.TimeoutExpired):
         return OPENPBS
     return dialect_of((done.stdout + done.stderr).decode(errors="replace"))

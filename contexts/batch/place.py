@@ -11,19 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import posixpath
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from wfl.contexts.batch.machine import HERE
 from wfl.drmaa2 import JobTemplate
-from wfl.errors import InvalidStateError, SessionManagementError
+from wfl.errors import SessionManagementError
 from wfl.program import program_lives, program_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from wfl.contexts.batch.machine import Machine, Text, Times
 
 Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped"]
 KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped")
@@ -33,9 +36,8 @@ BY = "by"
 """The file with the name of the program that submits."""
 WHOLE = "."
 """The last line of an end: a file that lacks it is still being written."""
-_making = threading.Lock()
-_made: set[str] = set()
-"""Directories that this program has made."""
+AWAY = "~"
+"""Behind the names of directories that nobody is to find any more."""
 
 
 def program_of(key: str) -> str:
@@ -91,10 +93,20 @@ class End(msgspec.Struct, frozen=True, gc=False):
 
 
 class Place:
-    """The directory of one session."""
+    """The directory of one session, as a machine sees it."""
 
-    def __init__(self, directory: str, session_name: str) -> None:
-        self.root = os.path.join(directory, session_name)
+    def __init__(self, directory: str, session_name: str, machine: Machine = HERE) -> None:
+        """A directory that is relative begins at the machine's base, which is asked for when it is first needed."""
+        self._directory, self._session, self._machine = directory, session_name, machine
+        self._making = threading.Lock()
+        self._made: set[str] = set()  # directories that are there
+
+    @property
+    def root(self) -> str:
+        """Its path."""
+        if not posixpath.isabs(self._directory):
+            self._directory = posixpath.join(self._machine.base, self._directory)
+        return posixpath.join(self._directory, self._session)
 
     def path(self, kind: Kind, key: str) -> str:
         """The file of this kind for a job, or an element, by its key."""
@@ -112,82 +124,77 @@ class Place:
             "waves": None if entry.waves is None else [[*_three(w.numbers), w.first, w.step] for w in entry.waves],
             "template": json.loads(entry.template.to_json()),
         }
-        program = os.path.join(self.root, program_of(entry.key))
-        with _making:
-            if program not in _made or not os.path.isdir(f"{program}/job"):  # others may remove one that is empty
-                self._make(program)
-        _write(self.path("job", entry.key), json.dumps(said))
-        _write(self.path("script", entry.key), script)
+        program = f"{self.root}/{program_of(entry.key)}"
+        texts = {self.path("job", entry.key): json.dumps(said), self.path("script", entry.key): script}
+        if program in self._made:
+            try:
+                self._machine.write(texts)
+            except SessionManagementError:  # others may remove a directory that is empty
+                self._made.discard(program)
+            else:
+                return
+        with self._making:
+            self._make(program)
+        self._machine.write(texts)
 
     def accept(self, key: str, parts: Mapping[int, str]) -> None:
         """Write down the scheduler's ids: of the job, or of an array's waves, by their numbers."""
-        _write(self.path("id", key), json.dumps(parts))
+        self._machine.write({self.path("id", key): json.dumps(parts)})
 
-    def accepted(self, key: str) -> dict[int, str]:
-        """The scheduler's ids, as far as its answers were read."""
-        text = self._read("id", key)
-        return {} if text is None else {int(part): id for part, id in json.loads(text).items()}
+    def accepted(self, keys: Collection[str]) -> dict[str, dict[int, str]]:
+        """The scheduler's ids for what was submitted under these keys, as far as its answers were read."""
+        found: dict[str, dict[int, str]] = {key: {} for key in keys}
+        for key, told in self._texts("id", keys).items():
+            found[key] = {int(part): id for part, id in json.loads(told.text).items()}
+        return found
 
-    def entry(self, key: str) -> Entry | None:
-        """What was submitted under this key, also what was put away; None if nothing was, or it was reaped."""
-        text = self._read("job", key) or self._read("job~", key)
-        if text is None:
-            return None
-        said = json.loads(text)
-        return Entry(
-            key=said["key"],
-            template=JobTemplate.from_json(json.dumps(said["template"])),
-            job_id=said["job_id"],
-            index=said["index"],
-            indexes=None if said["indexes"] is None else range(*said["indexes"]),
-            max_parallel=said["max_parallel"],
-            waves=None if said["waves"] is None else [Wave(range(*w[:3]), *w[3:]) for w in said["waves"]],
-        )
+    def entries(self, keys: Collection[str]) -> dict[str, Entry]:
+        """What was submitted under these keys, also what was put away; nothing for what was not, or was reaped."""
+        found = {key: _entry(told.text) for key, told in self._texts("job", keys).items() if told.text}
+        rest = [key for key in keys if key not in found]
+        return found | {key: _entry(told.text) for key, told in self._texts("job~", rest).items()}
 
-    def entries(self) -> Iterator[Entry]:
+    def all_entries(self) -> Iterator[Entry]:
         """All that was submitted in this session."""
-        for name in _names(self.root):
-            whole = (number for number in _names(f"{self.root}/{name}/job") if not number.endswith("~"))
-            for number in sorted(whole, key=_order):
-                entry = self.entry(f"{name}-{number}")
-                if entry is not None:
-                    yield entry
+        programs = self._names(self.root)[0]
+        listed = self._names(*(f"{self.root}/{name}/job" for name in programs))
+        for name, numbers in zip(programs, listed, strict=True):
+            whole = sorted((number for number in numbers if not number.endswith("~")), key=_order)
+            yield from self.entries([f"{name}-{number}" for number in whole]).values()
 
     def programs(self) -> list[str]:
         """The programs that worked in this session, and of which something is left."""
-        return [name for name in _names(self.root) if not name.endswith("~")]
+        return [name for name in self._names(self.root)[0] if not name.endswith("~")]
 
-    def listed(self, kind: Kind, program: str) -> set[str]:
-        """The keys of this program that have a file of this kind."""
-        return {f"{program}-{name}" for name in _names(f"{self.root}/{program}/{kind}") if not name.endswith("~")}
+    def listed(self, program: str, *kinds: Kind) -> list[set[str]]:
+        """The keys of this program that have a file of this kind, for each kind."""
+        found = self._names(*(f"{self.root}/{program}/{kind}" for kind in kinds))
+        return [{f"{program}-{name}" for name in names if not name.endswith("~")} for names in found]
+
+    def ends(self, keys: Collection[str]) -> dict[str, End]:
+        """What jobs say of their ends: those that have ended, and could say so."""
+        found = {}
+        for key, told in self._texts("end", keys).items():
+            with contextlib.suppress(ValueError):  # no script wrote that
+                end = read_end(os.fsencode(told.text).decode(errors="replace"), told.written)
+                if end is not None:
+                    found[key] = end
+        return found
 
     def end(self, key: str) -> End | None:
         """What the job says of its end; None if it has not ended, or never could say so."""
-        path = self.path("end", key)
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text, changed = file.read(), os.fstat(file.fileno()).st_mtime
-        except OSError:
-            return None
-        try:
-            return read_end(text, datetime.fromtimestamp(changed, UTC))
-        except ValueError:  # no script wrote that
+            return self.ends([key]).get(key)
+        except SessionManagementError:
             return None
 
-    def began(self, key: str) -> datetime | None:
-        """When the job began, by the file system's clock."""
-        try:
-            return datetime.fromtimestamp(os.stat(self.path("run", key)).st_ctime, UTC)
-        except OSError:
-            return None
+    def began(self, keys: Collection[str]) -> dict[str, datetime]:
+        """When those of these that have begun did so, by the file system's clock."""
+        return {key: times.changed for key, times in self._times("run", keys).items()}
 
-    def since(self, keys: Iterable[str]) -> datetime:
+    def since(self, keys: Collection[str]) -> datetime:
         """When the first of these was about to be submitted, by the file system's clock."""
-        first = datetime.now(UTC)
-        for key in keys:
-            with contextlib.suppress(OSError):
-                first = min(first, datetime.fromtimestamp(os.stat(self.path("job", key)).st_mtime, UTC))
-        return first
+        return min((self._machine.now(), *(times.written for times in self._times("job", keys).values())))
 
     def log(self, key: str) -> str:
         """The last words of the scheduler about a job, or about any element of its array."""
@@ -195,103 +202,116 @@ class Place:
 
     def whole_log(self, key: str) -> str:
         """All that the scheduler has written about a job, or about all elements of its array."""
-        return self._read("log", key.partition(".")[0]) or ""
+        path = self.path("log", key.partition(".")[0])
+        told = self._machine.texts([path]).get(path)
+        return told.text if told is not None else ""
 
     def stop(self, key: str) -> None:
         """From now on this job, element, or any element of this array, ends when it begins."""
-        with contextlib.suppress(OSError):  # the scheduler is told, too
-            os.close(_private(self.path("stop", key), os.O_CREAT | os.O_WRONLY))
+        with contextlib.suppress(SessionManagementError):  # the scheduler is told, too
+            self._machine.append(self.path("stop", key), "")
 
     def note_reaped(self, key: str, indexes: Iterable[int]) -> None:
         """Write down that nobody wants to know any more of these elements of an array."""
-        with contextlib.suppress(OSError), open(self.path("reaped", key), "a", encoding="ascii") as file:
-            file.write("".join(f"{index}\n" for index in indexes))
+        with contextlib.suppress(SessionManagementError):
+            self._machine.append(self.path("reaped", key), "".join(f"{index}\n" for index in indexes))
 
-    def reaped(self, key: str) -> set[int]:
-        """The indexes of those."""
-        return {int(line) for line in (self._read("reaped", key) or "").split()}
+    def reaped(self, keys: Collection[str]) -> dict[str, set[int]]:
+        """The indexes of those, by the arrays' keys."""
+        told = self._texts("reaped", keys)
+        return {key: {int(line) for line in told[key].text.split()} if key in told else set() for key in keys}
 
-    def forget(self, key: str, kinds: Iterable[Kind] = KINDS) -> None:
-        """Remove all of one job, or what an array's elements have in common; or of one element, with its `kinds`."""
-        for kind in kinds:
-            with contextlib.suppress(OSError):
-                os.remove(self.path(kind, key))
+    def forget(self, keys: Iterable[str], kinds: Sequence[Kind] = KINDS) -> None:
+        """Remove all of these jobs, or what arrays' elements have in common; or of single elements, their `kinds`."""
+        self._machine.remove(self.path(kind, key) for key in keys for kind in kinds)
 
     def is_at_work(self, key: str, patience: float) -> bool:
         """Whether a program may be submitting this just now, which it does for `patience` seconds at most."""
         written = self.since([key])
-        if datetime.now(UTC) - written > timedelta(seconds=patience):
+        if self._machine.now() - written > timedelta(seconds=patience):
             return False
-        return program_lives(_read(f"{self.root}/{program_of(key)}/{BY}") or "")
+        path = f"{self.root}/{program_of(key)}/{BY}"
+        told = self._machine.texts([path]).get(path)
+        return told is not None and program_lives(told.text)
 
     def tidy(self, program: str) -> None:
         """Remove the directory of a program of which nothing is left."""
         place = f"{self.root}/{program}"
-        if _names(f"{place}/job") or not os.path.isdir(place):
+        jobs, all_of_it = self._names(f"{place}/job", place)
+        if jobs or not all_of_it:
             return
         with contextlib.suppress(OSError):
-            os.rename(place, f"{place}~")
-            if _names(f"{place}~/job"):  # it has just begun again
-                os.rename(f"{place}~", place)
+            self._machine.rename(place, f"{place}~")
+            if self._names(f"{place}~/job")[0]:  # it has just begun again
+                self._machine.rename(f"{place}~", place)
             else:
                 self.remove(f"{program}~")
-        _made.discard(place)
+        with self._making:
+            self._made.discard(place)
+
+    def is_there(self, program: str) -> bool:
+        """Whether this program has submitted anything in this session."""
+        return self._machine.exists(f"{self.root}/{program}")
+
+    def put_away(self, program: str) -> None:
+        """From now on no job of this program starts."""
+        with contextlib.suppress(FileNotFoundError):  # somebody began with that before
+            self._machine.rename(f"{self.root}/{program}/job", f"{self.root}/{program}/job{AWAY}")
+
+    def leave(self, program: str, *, keep: bool) -> None:
+        """Of a program that was put away, when all has ended: all as it was, or nothing."""
+        root = f"{self.root}/{program}"
+        with contextlib.suppress(FileNotFoundError):
+            if keep:
+                self._machine.rename(f"{root}/job{AWAY}", f"{root}/job")
+            else:
+                self._machine.rename(root, f"{root}{AWAY}")  # a shell that just writes its last words finds it no more
+                self.remove(f"{program}{AWAY}")
 
     def remove(self, program: str | None = None) -> None:
         """Remove everything, or all of one program; and the session's directory, if nothing else is in it."""
-        for name in [program] if program is not None else _names(self.root):
-            _made.discard(os.path.join(self.root, name))
-            shutil.rmtree(os.path.join(self.root, name), ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.rmdir(self.root)
+        for name in [program] if program is not None else self._names(self.root)[0]:
+            with self._making:
+                self._made.discard(f"{self.root}/{name}")
+            self._machine.remove_directory(f"{self.root}/{name}", whole=True)
+        self._machine.remove_directory(self.root, whole=False)
 
     def _make(self, program: str) -> None:
         try:
-            for kind in KINDS:
-                os.makedirs(f"{program}/{kind}", mode=0o700, exist_ok=True)
-            _write(f"{program}/{BY}", program_name("self"))
-        except OSError as error:
-            words = f"{program}: {error.strerror}. Give a directory that the cluster's machines share: directory=PATH"
+            self._machine.make(f"{program}/{kind}" for kind in KINDS)
+            self._machine.write({f"{program}/{BY}": program_name("self")})
+        except SessionManagementError as error:
+            words = f"{error}. Give a directory that the cluster's machines share: directory=PATH"
             raise SessionManagementError(words) from error
-        _made.add(program)
+        self._made.add(program)
 
-    def _read(self, kind: Kind, key: str) -> str | None:
-        return _read(self.path(kind, key))
+    def _texts(self, kind: Kind, keys: Collection[str]) -> dict[str, Text]:
+        paths = {self.path(kind, key): key for key in keys}
+        return {paths[path]: told for path, told in self._machine.texts(paths).items()} if paths else {}
 
+    def _times(self, kind: Kind, keys: Collection[str]) -> dict[str, Times]:
+        paths = {self.path(kind, key): key for key in keys}
+        return {paths[path]: told for path, told in self._machine.times(paths).items()} if paths else {}
 
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise SessionManagementError(f"{path}: {error.strerror}") from error
+    def _names(self, *directories: str) -> list[list[str]]:
+        return self._machine.names(directories)
 
 
-def _write(path: str, text: str) -> None:
-    """At once or not at all."""
-    try:
-        with open(f"{path}~", "w", encoding="utf-8", errors="surrogateescape", opener=_private) as file:
-            file.write(text)
-        os.rename(f"{path}~", path)
-    except OSError as error:
-        raise SessionManagementError(f"{path}: {error.strerror}") from error
+def _entry(text: str) -> Entry:
+    said = json.loads(text)
+    return Entry(
+        key=said["key"],
+        template=JobTemplate.from_json(json.dumps(said["template"])),
+        job_id=said["job_id"],
+        index=said["index"],
+        indexes=None if said["indexes"] is None else range(*said["indexes"]),
+        max_parallel=said["max_parallel"],
+        waves=None if said["waves"] is None else [Wave(range(*w[:3]), *w[3:]) for w in said["waves"]],
+    )
 
 
 def _three(numbers: range) -> list[int]:
     return [numbers.start, numbers.stop, numbers.step]
-
-
-def read_part(path: str, offset: int, limit: int) -> tuple[bytes, bool]:
-    """At most `limit` bytes of a file from `offset`, and whether that was the end for now."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(limit)
-            return data, len(data) < limit or file.tell() >= os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise InvalidStateError(f"{path}: {error.strerror}") from error
 
 
 def read_end(text: str, time: datetime) -> End | None:
@@ -325,18 +345,5 @@ def _minutes(text: str) -> float:
     return 60 * float(minutes) + float(seconds.rstrip("s").replace(",", "."))
 
 
-def _names(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SessionManagementError(f"{directory}: {error.strerror}") from error
-
-
 def _order(number: str) -> Any:
     return (0, int(number)) if number.isdigit() else (1, number)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -23,8 +23,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from wfl import staging
 from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
-from wfl.contexts import checks, staging
+from wfl.contexts import checks
 from wfl.contexts.containers import facts, template
 from wfl.contexts.containers.client import REQUESTS, Client, NotThereError, UnsentError
 from wfl.contexts.containers.dialect import Dialect

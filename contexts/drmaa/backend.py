@@ -321,7 +321,7 @@ class DrmaaBackend(BatchBackend):
                 unknown.append(id)
         for id in unknown:
             held = self._held[id]
-            held.started = held.started or self.place.began(held.key) is not None
+            held.started = self._began(held)
         infos, gone = self._states(islice(unknown, AT_ONCE))
         found += infos
         found += [fact(id=id, state=JobState.DONE) for id in gone]  # they have ended; how, collect() finds out
@@ -343,9 +343,8 @@ class DrmaaBackend(BatchBackend):
         if isinstance(self.scheduler, GridEngine):
             return super()._search(entries)
         waits = {key for key in entries if self._another_may_submit(key)}
-        for key in entries.keys() - waits:
-            if not self.place.accepted(key):
-                self.place.forget(key)
+        accepted = self.place.accepted(entries.keys() - waits)
+        self.place.forget(key for key, ids in accepted.items() if not ids)
         return waits
 
     # -- control --
@@ -380,7 +379,7 @@ class DrmaaBackend(BatchBackend):
     def _impossible(self, id: str, action: Action) -> WflError | None:
         """What the library would do, or pass over, without a word."""
         held = self._held[id]
-        held.started = held.started or self.place.began(held.key) is not None
+        held.started = self._began(held)
         state = held.state.state if held.state is not None else None
         wrong = {
             Action.SUSPEND: not held.started,

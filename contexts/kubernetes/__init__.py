@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context
-from wfl.contexts.extras import needed
 from wfl.contexts.kubernetes.settings import Place, check_settings
+from wfl.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

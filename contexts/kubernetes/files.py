@@ -20,7 +20,6 @@ from wfl.contexts.kubernetes.answers import PASSING
 from wfl.contexts.kubernetes.template import IN, OUT
 from wfl.contexts.kubernetes.volumes import PLACE
 from wfl.contexts.spool import OutputFile
-from wfl.contexts.staging import pack, unpack
 from wfl.errors import (
     DrmCommunicationError,
     ImplementationSpecificError,
@@ -29,6 +28,7 @@ from wfl.errors import (
     OutOfResourceError,
     WflError,
 )
+from wfl.staging import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

@@ -6,14 +6,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
-from wfl.contexts.extras import needed
 from wfl.contexts.remote.settings import check_protocol, credentials_of, place_of
 from wfl.errors import UnsupportedOperationError
+from wfl.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wfl.backend import Backend
+    from wfl.backend import Backend, Monitor
 
 __all__ = ["RemoteContext", "clean"]
 
@@ -75,6 +75,14 @@ class RemoteContext(Context):
         with needed("remote", _WHY):
             from wfl.contexts.remote.greeting import greeted
         return greeted(self.place, self.credentials, self.protocol, self.session_name, detach=self.detach)
+
+    def monitor(self) -> Monitor:
+        """The server's system: this identity's jobs there, and machines, queues and job categories as it tells them."""
+        with needed("remote", _WHY):
+            from wfl.contexts.remote.monitor import RemoteMonitor
+        if self.protocol == "compatible":
+            raise UnsupportedOperationError("the compatible protocol shows nothing of the server's system")
+        return RemoteMonitor(self.place, self.credentials)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, base_url={self.place.base_url!r})"

@@ -50,6 +50,7 @@ class CompatibleBackend(Backend):
     fields = frozenset(JobTemplate.__struct_fields__)
     limits = Limits(requests=REQUESTS, submissions=1, ask_min=0.3, ask_max=15.0)
     tells = False
+    finds_by_key = False
 
     def __init__(self, place: Place, credentials: Credentials, base: str, *, paths: bool, detach: bool) -> None:
         """`base`: what follows the server's address before the calls. `paths`: whether who wrote the templates knows
@@ -114,6 +115,9 @@ class CompatibleBackend(Backend):
                 raise
             except WflError as error:
                 return error
+            except BaseException:  # such as Ctrl-C, while it was on its way
+                self._unsettled = True
+                raise
             with self._lock:
                 self._ids[submission.key] = id
             if not self._detach:

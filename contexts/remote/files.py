@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
-from wfl.contexts import staging
+from wfl import staging
 from wfl.contexts.remote import template
 from wfl.contexts.remote.connection import NotThereError
 from wfl.contexts.spool import OutputFile

@@ -17,6 +17,7 @@ import msgspec
 from wfl.contexts.remote.client import Client, Question, encoded, pauses
 from wfl.contexts.remote.connection import NotThereError, PastEndError, UnansweredError, error_of
 from wfl.contexts.remote.facts import info_of
+from wfl.drmaa2 import MachineInfo, QueueInfo
 from wfl.errors import DrmCommunicationError, InternalError, InvalidStateError, WflError
 
 if TYPE_CHECKING:
@@ -131,6 +132,28 @@ class _Upload(msgspec.Struct, frozen=True):
     upload: str
 
 
+class Alive(msgspec.Struct, frozen=True):
+    """One job that has not ended, and whose it is."""
+
+    id: str
+    identity: str
+    session: str
+    info: msgspec.Raw
+
+
+class _Living(msgspec.Struct, frozen=True):
+    jobs: Sequence[Alive] = ()
+    cursor: str | None = None
+
+
+class System(msgspec.Struct, frozen=True):
+    """What the server's system has of what was asked for."""
+
+    machines: Sequence[MachineInfo] = ()
+    queues: Sequence[QueueInfo] = ()
+    categories: Sequence[str] = ()
+
+
 class Failed(NamedTuple):
     """Failures by id; `doubtful`: an earlier try of the same request may have succeeded."""
 
@@ -212,6 +235,23 @@ class Api:
         reply = self.client.ask(self._post(path, body))
         found: _Failures = self.client.decoded(reply, _Failures)
         return Failed({id: error_of(said) for id, said in found.failures.items()}, reply.doubtful)
+
+    # -- the system as a whole --
+
+    def living(self, session: str | None) -> Iterator[Alive]:
+        """All jobs that have not ended, of every session or of one, page by page."""
+        cursor: str | None = ""
+        while cursor is not None:
+            query = {"cursor": cursor} if cursor else {}
+            query |= {} if session is None else {"session": session}
+            page: _Living = self.client.json(Question(path=f"{PREFIX}/jobs", query=query), _Living)
+            yield from page.jobs
+            cursor = page.cursor
+
+    def system(self, what: str) -> System:
+        """Its "machines", "queues" or "categories"."""
+        found: System = self.client.json(Question(path=f"{PREFIX}/system/{what}"), System)
+        return found
 
     # -- what is told --
 

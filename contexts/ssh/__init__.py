@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
-from wfl.contexts.extras import needed
 from wfl.errors import InvalidArgumentError
+from wfl.extras import needed
 
 if TYPE_CHECKING:
     from wfl.backend import Backend, Monitor
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
+    from wfl.contexts.ssh.there import There
 
 _WHY = "jobs on hosts over SSH need paramiko"
 
@@ -65,7 +67,7 @@ class SshContext(Context):
         for name, value in (("timeout", timeout), ("lease", lease)):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected seconds")
-            if not value > 0:
+            if not 0 < value <= threading.TIMEOUT_MAX:
                 raise InvalidArgumentError(f"{name} is {value!r}, expected seconds above 0")
         for name, text in (("directory", directory), ("shell", shell)):
             if not isinstance(text, str):
@@ -105,6 +107,13 @@ class SshContext(Context):
         with needed(self.name, _WHY):
             from wfl.contexts.ssh.backend import SshBackend
         return SshBackend(self.logins(), self.slots, self.speaks(), lease=self.lease, detach=self.detach)
+
+    def login_node(self) -> There:
+        """The one host as the machine on which a scheduler's commands run."""
+        with needed(self.name, _WHY):
+            from wfl.contexts.ssh.there import There
+        (login,) = self.logins()
+        return There(login, self.speaks())
 
     def monitor(self) -> Monitor:
         """The hosts as machines, and all jobs below the directory on them."""

@@ -33,6 +33,8 @@ TOGETHER = 64
 """Jobs in one request, which become one pipeline of processes."""
 HERE = "here"
 NO_ORDERS = "its orders did not arrive"
+LEASED = "lease\n"
+"""What the record of an end begins with that came of a host which heard nothing of the program."""
 NOBODY = "nobody"
 """The owner of jobs that outlive their program."""
 
@@ -125,15 +127,16 @@ def start(request: int, submissions: Sequence[Submission], hello: Hello, owner: 
     """
     room, texts = Room(hello.root), _Texts()
     jobs = " ".join(path_of(one.key) for one in submissions)
-    made, chain = [f"mkdir {jobs}"], []
+    made, chain = [], []
     for one in submissions:
         path, text = path_of(one.key), texts.number(one, room, hello)
         made.append(f'w_put {path} {owner} {shlex.quote(_job(one))} "$w_text{text}"')
         chain.append(f"w_one {path} {'-' if one.index is None else one.index} w_body{text}")
     put, begun = " &&\n".join(made), " | ".join(chain)
     return (
-        f"{texts.told()}if {put}; then\n( ( w_batch; {begun} | w_leave ) 9>&-; : ) 2>/dev/null\n"
-        f"w_say '+ {request}'\nelse\nw_no {request}; rm -rf -- {jobs}\nfi\n"
+        f"{texts.told()}if ! mkdir {jobs}; then\nw_no {request}; w_drop {jobs}\n"
+        f"elif {put}; then\n( ( w_batch; {begun} | w_leave ) 9>&-; : ) 2>/dev/null\nw_say '+ {request}'\n"
+        f"else\nw_no {request}; rm -rf -- {jobs}\nfi\n"
     )
 
 
@@ -255,13 +258,15 @@ def _where(home: str, how: str) -> Where:
 
 def ended_as(one: Seen, hello: Hello, name: str, written: datetime | None = None) -> JobInfo:
     """The end that a job has written down on the host called `name`; `written`: when, if its times do not say."""
-    record = (one.record or "").rstrip("\n")
+    record = (one.record or "").removeprefix(LEASED).rstrip("\n")
     if not record.endswith(f"\n{WHOLE}"):  # cut: what counts comes first
         record = f"{record}\n{WHOLE}"
     over = next((line[5:] for line in record.split("\n") if line.startswith("over ") and line[5:]), None)
     told = hello.when(float(over)) if over and one.ours else None
     end = read_end(record, told or written or datetime.now(UTC))
     info = how_it_ended(one.key, end, None, cause=None, began=True, words=str)
+    if (one.record or "").startswith(LEASED) and info.terminating_signal == "SIGKILL":
+        info = info.replace(annotation=f"{name} ended it: it had heard nothing of the program for as long as the lease")
     return info.replace(allocated_machines=(name,), slots=1) if end is not None and end.refused is None else info
 
 

@@ -3,8 +3,9 @@
 #
 # It works in the session's directory. Below that each program has a directory, and in it each of its jobs has one, named
 # by its number: script (whose it is, what was asked for, and what its command's process does), pid (host and boot, the
-# command's process, which is by setsid its group, and the shell that waits for it), out, err, end. Beside the jobs it has
-# the directory tell, with those that want to be told of them.
+# command's process, which is by setsid its group, and the shell that waits for it), out, err, end; lease (whether the
+# host ended it, which had heard nothing of its program). Beside the jobs it has the directory tell, with those that want
+# to be told of them.
 #
 # A job costs two forks, and the programs setsid and the command itself: nothing else that is run may be one for each job.
 #
@@ -112,6 +113,8 @@ w_watch() {
         *) w_quiet=0 w_last=$w_heard ;;
         esac
         if [ "$w_quiet" -ge "$2" ]; then
+            w_jobs "$1"
+            for w_n in $w_left; do printf '' >"$w_n/lease"; done
             w_end_all "$1"
             w_bye "$1"
             break
@@ -128,6 +131,11 @@ w_beats() { # REQUEST OWNER WORD LEASE: the same; who guards that is gone where 
 }
 w_bye() { rm -f -- "beat.$w_host.$1" "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
 
+w_drop() { # JOB...: those that were just made, and what is none; one that was there before is not empty
+    for w_n; do
+        rmdir -- "$w_n" 2>/dev/null || [ -d "$w_n" ] || rm -f -- "$w_n"
+    done
+}
 w_put() { # JOB OWNER WHAT TEXT: what is kept of its orders; the text is what the process of its command does
     printf '# %s\n# %s\n%s\n' "$2" "$3" "$4" >"$1/script"
 }
@@ -173,6 +181,7 @@ w_over() { # JOB STATUS: write down its end, and tell of it
         } >"$1/end"
         { read -r w_own && read -r w_its; } <"$1/end"
         w_text=$w_own$w_tab$w_its$w_tab$2$w_tab$3$w_tab$4$w_tab$5$w_tab$6$w_tab$7$w_tab
+        [ ! -e "$1/lease" ] || w_text=lease$w_tab$w_text
     fi
     for w_to in "${1%/*}/tell/tell.$w_host".*; do
         [ ! -p "$w_to" ] || printf 'e\t%s\t%.3900s\n' "$1" "$w_text" 1<>"$w_to"
@@ -180,6 +189,7 @@ w_over() { # JOB STATUS: write down its end, and tell of it
 }
 w_text() { # $1/end in one line
     w_text=
+    [ ! -e "$1/lease" ] || w_text="lease$w_tab"
     { while read -r w_line; do w_text="$w_text$w_line$w_tab"; done <"$1/end"; } 2>/dev/null
 }
 

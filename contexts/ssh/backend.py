@@ -12,6 +12,8 @@ import posixpath
 import threading
 import time
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as LateError
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -71,6 +73,8 @@ NEVER = 10.0
 AGAIN = 0.05
 TRIES = 60
 """Seconds between two attempts to reach a job's process, which may just be made, and how many there are."""
+SLOW = 3.0
+"""Seconds after which a host that has not answered yet keeps no job waiting that others may take."""
 COPIES = 5
 """Attempts to bring back the files of a job that has ended before it ends without them."""
 _SIGNALS = {Action.SUSPEND: "STOP", Action.RESUME: "CONT", Action.TERMINATE: "TERM", Action.KILL: "KILL"}
@@ -80,12 +84,13 @@ _AFTER = {Action.SUSPEND: JobState.SUSPENDED, Action.RESUME: JobState.RUNNING}
 class _Job:
     """What is known here of one job."""
 
-    __slots__ = ("ended", "finishing", "holds", "key", "line", "missed", "own", "started", "template")
+    __slots__ = ("ended", "finishing", "holds", "key", "line", "missed", "own", "started", "template", "unsure")
 
     def __init__(self, key: str, template: JobTemplate, line: Line | None, *, own: bool) -> None:
         self.key, self.template, self.line, self.own = key, template, line, own
         self.started = not own  # the host has taken it
         self.ended = self.finishing = False
+        self.unsure = False  # whether its orders have arrived
         self.holds: Line | None = None  # where its slots are taken
         self.missed = 0.0  # since when it should have begun
 
@@ -124,6 +129,7 @@ class SshBackend(Backend):
         self._leased: set[Line] = set()  # hosts that wait for signs of life
         self._used: dict[Line, int] = dict.fromkeys(self._lines, 0)
         self._out: set[Line] = set()  # hosts that another attempt is made to reach
+        self._attempts: dict[Line, tuple[Future[attendant.Hello], float]] = {}
         self._looked: dict[Line, float] = {}
         self._owner = attendant.NOBODY if detach else os.urandom(8).hex()
         self._lock = threading.RLock()
@@ -179,22 +185,39 @@ class SshBackend(Backend):
             outcomes[one.key] = one.key
             if line is not None:
                 chosen.setdefault(line, []).append(one)
-        for line, some in chosen.items():
-            with self._guard.on_its_way():
-                outcomes |= self._start(line, some)
+        if len(chosen) == 1:
+            for line, some in chosen.items():
+                with self._guard.on_its_way():
+                    outcomes |= self._start(line, some)
+        else:
+            for told in in_threads(self._start_of_several, list(chosen.items()), REQUESTS, "wfl-ssh-start"):
+                outcomes |= told
         return [outcomes[one.key] for one in submissions]
 
     def _choose(self, one: Submission) -> Line | None:
-        """A host with room, the least used; None where the job waits for room. Raises where no host can be reached."""
-        candidates = self._candidates(one.template)
+        """A host with room, the least used; None where the job waits for room. Raises where no host can be reached.
+
+        One that takes long to answer is passed over until it does, as long as others may.
+        """
+        candidates, slow = self._candidates(one.template), list[Line]()
         error: WflError = DrmCommunicationError("no host can be reached")
-        while candidates:
+        while candidates or slow:
+            if not candidates:
+                wait([self._attempt(line)[0] for line in slow], return_when=FIRST_COMPLETED)
+                candidates, slow = slow, []
             line = self._take(one, candidates)
             if line is None:
                 self._report([JobInfo(id=one.key, state=JobState.QUEUED)])
                 return None
             try:
-                _check_machine(one.template, line.name, line.connected())
+                _check_machine(one.template, line.name, self._reach(line))
+            except LateError:
+                self._forget(one.key)
+                candidates.remove(line)
+                slow.append(line)
+                for other in candidates:
+                    if not (other.up or other.resting):
+                        self._attempt(other)
             except WflError as problem:
                 self._forget(one.key)
                 error = problem
@@ -204,12 +227,41 @@ class SshBackend(Backend):
                 return line
         raise error
 
+    def _reach(self, line: Line) -> attendant.Hello:
+        """Raises LateError where that takes long; it is tried on, and what waits is told when it is there."""
+        if line.up or line.resting:
+            return line.connected()
+        attempt, begun = self._attempt(line)
+        return attempt.result(max(0.0, begun + SLOW - time.monotonic()))
+
+    def _attempt(self, line: Line) -> tuple[Future[attendant.Hello], float]:
+        """To connect, in a thread of its own, if there is none yet; and since when."""
+        with self._lock:
+            if line not in self._attempts:
+                self._attempts[line] = Future(), time.monotonic()
+                threading.Thread(target=self._try, args=(line,), name="wfl-ssh-try", daemon=True).start()
+            return self._attempts[line]
+
+    def _try(self, line: Line) -> None:
+        attempt, begun = self._attempts[line]
+        try:
+            attempt.set_result(line.connected())
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            attempt.set_exception(error)
+        with self._lock:
+            del self._attempts[line]
+        if time.monotonic() - begun > SLOW:
+            if line.up:
+                self._move_up()
+            else:
+                self._try_again(line)
+
     def _take(self, one: Submission, candidates: Sequence[Line]) -> Line | None:
         """Give the job room on one of these; None where there is none, and it waits."""
         job = _Job(one.key, one.template, None, own=True)
         with self._lock:
             free = [line for line in candidates if self._has_room(line, job.slots)]
-            job.line = min(free, key=lambda line: (line.failed is not None, self._load(line)), default=None)
+            job.line = min(free, key=self._preference, default=None)
             self._jobs[one.key] = job
             if job.line is None:
                 self._waiting.append(one)
@@ -221,8 +273,9 @@ class SshBackend(Backend):
         size = self._slots[line.name]
         return size is None or self._used[line] + slots <= size
 
-    def _load(self, line: Line) -> float:
-        return self._used[line] / (self._slots[line.name] or 1)
+    def _preference(self, line: Line) -> tuple[bool, float]:
+        away = line.failed is not None or line in self._attempts
+        return away, self._used[line] / (self._slots[line.name] or 1)
 
     def _hold(self, job: _Job, line: Line | None) -> None:
         """Its slots are taken there, and nowhere else any more (with the lock held)."""
@@ -237,6 +290,44 @@ class SshBackend(Backend):
             job = self._jobs.pop(key, None)
             if job is not None:
                 self._hold(job, None)
+
+    def _start_of_several(self, part: tuple[Line, Sequence[Submission]]) -> dict[str, Outcome]:
+        """On one of several hosts: whether it takes them does not concern the others."""
+        line, submissions = part
+        try:
+            with self._guard.on_its_way():
+                return self._start(line, submissions)
+        except DrmCommunicationError as error:
+            keys = [one.key for one in submissions]
+            log.warning("%s: %d submissions are unsettled: %s", self.name, len(keys), error)
+            self._settle_soon(line, keys)
+            return {key: key for key in keys}
+
+    def _settle_soon(self, line: Line, keys: Sequence[str]) -> None:
+        """Nobody knows whether orders for these have arrived there."""
+        with self._lock:
+            for key in keys:
+                if (job := self._jobs.get(key)) is not None:
+                    job.unsure = True
+        self._pool.submit(partial(self._settle, line))
+
+    def _settle(self, line: Line) -> None:
+        """Find out; what has not arrived never begins any more."""
+        with self._lock:
+            keys = [job.key for job in self._jobs.values() if job.unsure and job.line is line and not job.ended]
+        found: list[attendant.Seen] = []
+        with suppress(WflError):
+            found = self._look(line, keys, forbid=True)
+        for one in found:
+            job = self._jobs.get(one.key)
+            if job is None:
+                continue
+            job.unsure = False
+            if one.never_began or one.where == "gone":
+                words = f"it was never started: the connection to {line.name} was lost"
+                self._end(job, ended(one.key, sub_state="launch_failure", annotation=words))
+            else:
+                job.started = True
 
     def _start(self, line: Line, submissions: Sequence[Submission]) -> dict[str, Outcome]:
         """On one host; a lost connection is raised, as nobody knows then. What its files prevent is not begun."""
@@ -484,6 +575,7 @@ class SshBackend(Backend):
     def _back(self, line: Line) -> None:
         """Connected again: find every job there."""
         log.warning("%s: connected again", line.name)
+        self._settle(line)
         self._reconcile(line)
         self._move_up()
 
@@ -545,8 +637,8 @@ class SshBackend(Backend):
             try:
                 (outcome,) = self.submit([one])
             except DrmCommunicationError:
-                with self._lock:  # whether it is there is seen when the host is
-                    self._jobs[one.key].started = True
+                if (job := self._jobs.get(one.key)) is not None and job.line is not None:
+                    self._settle_soon(job.line, [one.key])
             else:
                 if not isinstance(outcome, WflError):
                     continue
@@ -708,11 +800,23 @@ class SshBackend(Backend):
                     self._is_here(one.key, line)
                     infos.append(JobInfo(id=one.key))
         gone = [key for key, lines in unsure.items() if not lines]
+        waited = [task for task in known if task.inherited and task.key in gone]
+        for task in waited:
+            gone.remove(task.key)
+            self._wait_again(task)
+            infos.append(JobInfo(id=task.key))
         for key in gone:
             self._forget(key)
         if known and not (infos or gone):
             raise DrmCommunicationError("no host answers that may have these jobs")
         return Answer(infos=infos, gone=gone)
+
+    def _wait_again(self, task: Known) -> None:
+        """One that its program, which is gone, had no room for."""
+        with self._lock:
+            self._jobs[task.key] = _Job(task.key, task.template, None, own=True)
+            self._waiting.append(Submission(task.key, task.template, task.job_id or task.key, task.index))
+        self._move_up()
 
     def _found(self, task: Known) -> _Job:
         """One that another program submitted."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import logging
 import os
 import socket
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 
 from wfl.contexts import network
+from wfl.contexts.ssh import keys
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ KEEPALIVE = 15
 """Seconds of silence after which the host is spoken to, so that what lies between does not forget the connection."""
 CHANNELS = 4
 """For files at once: a host may allow ten channels of all kinds (MaxSessions of sshd_config(5))."""
+LAST = 0.3
+"""Seconds in which a connection that was cut ends, after the first of its channels has."""
 WINDOW = 1 << 22
 """Bytes that a host may send before it is answered."""
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what went wrong is said by our errors
@@ -39,13 +40,13 @@ class Connection:
         SessionManagementError for one whose key is not known.
         """
         self.login, self._timeout = login, timeout
-        self._clients: list[paramiko.SSHClient] = []
+        self._transports: list[paramiko.Transport] = []  # the jumps' first
         self._command: subprocess.Popen[bytes] | None = None
         self._idle: list[paramiko.SFTPClient] = []
         self._borrowed = threading.Semaphore(CHANNELS)
         try:
             for one in (*login.jumps, login):
-                self._clients.append(self._log_in(one, self._way_to(one), passphrase))
+                self._transports.append(self._log_in(one, self._way_to(one), passphrase))
         except BaseException:
             self.close()
             raise
@@ -53,13 +54,12 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Whether it is not known to be lost."""
-        transport = self._clients[-1].get_transport() if self._clients else None
-        return transport is not None and transport.is_active()
+        return bool(self._transports) and self._transports[-1].is_active()
 
     def command(self, words: str) -> paramiko.Channel:
         """A channel in which the host's login shell runs a command."""
-        with _told(self.login):
-            channel = self._transport().open_session(window_size=WINDOW, timeout=self._timeout)
+        with self._opening(f"it runs no command ({words.partition(' ')[0]} …)") as transport:
+            channel = transport.open_session(window_size=WINDOW, timeout=self._timeout)
             try:
                 channel.settimeout(self._timeout)
                 channel.exec_command(words)
@@ -78,30 +78,54 @@ class Connection:
             client = self._take_files()
             try:
                 yield client
-            except (EOFError, TimeoutError, ConnectionError, paramiko.SSHException):
+            except Exception as error:
+                if isinstance(error, _UNSURE):
+                    client.close()
+                raise
+            except BaseException:  # in the middle of anything
                 client.close()
                 raise
-            except BaseException:
-                self._idle.append(client)
-                raise
-            self._idle.append(client)
+            finally:
+                if _is_open(client):
+                    self._idle.append(client)
 
     def _take_files(self) -> paramiko.SFTPClient:
         with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        with _told(self.login, "it offers no SFTP, which files are copied by"):
-            client = self._transport().open_sftp_client()
-            if client is None:
-                raise DrmCommunicationError(f"{self.login.place}: no channel for files")
+            while not _is_open(client := self._idle.pop()):
+                client.close()
+            return client
+        with self._opening("it offers no SFTP, which files are copied by") as transport:
+            client = transport.open_sftp_client()
             channel = client.get_channel()
             if channel is not None:
                 channel.settimeout(self._timeout)
             return client
 
+    @contextlib.contextmanager
+    def _opening(self, refusal: str) -> Iterator[paramiko.Transport]:
+        """Something is opened in it; a host that takes longer than it may is given up, as paramiko waits for ever."""
+        with _told(self.login):
+            transport = self._transport()
+            late = threading.Timer(self._timeout, transport.close)
+            late.daemon = True
+            late.start()
+            try:
+                yield transport
+            except paramiko.ChannelException:
+                raise
+            except (EOFError, paramiko.SSHException) as error:
+                transport.join(LAST)  # channels end a moment before their transport does
+                if not transport.is_active() or "imeout" in str(error):
+                    raise
+                raise DeniedByDrmsError(f"{self.login.name}: {refusal}") from error
+            finally:
+                late.cancel()
+
     def close(self) -> None:
         """Cut it. May be called from any thread, and again."""
-        for client in reversed(self._clients):
-            client.close()
+        for transport in reversed(self._transports):
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the way to it may be lost
+                transport.close()
         if self._command is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._command.pid, 9)
@@ -109,25 +133,21 @@ class Connection:
 
     def abandon(self) -> None:
         """In a forked child: drop the descriptors, without a word to the host."""
-        for client in self._clients:
-            sock = getattr(client.get_transport(), "sock", None)
+        for transport in self._transports:
+            sock = getattr(transport, "sock", None)
             if isinstance(sock, socket.socket) and sock.fileno() >= 0:
                 os.close(sock.detach())
 
     def _transport(self) -> paramiko.Transport:
-        transport = self._clients[-1].get_transport()
-        if transport is None or not transport.is_active():
-            raise DrmCommunicationError(f"{self.login.place}: the connection is lost")
-        return transport
+        if not self.alive:
+            raise DrmCommunicationError(f"{self.login.name}: the connection is lost")
+        return self._transports[-1]
 
     def _way_to(self, login: Login) -> Any:
         """What the connection to it goes through."""
-        if self._clients:
-            before = self._clients[-1].get_transport()
+        if self._transports:
             with _told(login):
-                if before is None:
-                    raise DrmCommunicationError(f"{login.place}: the jump before it was lost")
-                return before.open_channel(
+                return self._transports[-1].open_channel(
                     "direct-tcpip", (login.host, login.port), ("127.0.0.1", 0), timeout=self._timeout
                 )
         if login.command is not None:
@@ -147,40 +167,37 @@ class Connection:
             )
         return ours
 
-    def _log_in(self, login: Login, sock: Any, passphrase: str | None) -> paramiko.SSHClient:
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(_Strict(login))
-        for path in login.known_hosts:
-            with contextlib.suppress(OSError):
-                client.load_system_host_keys(path)
-        name = login.known_as or login.host
+    def _log_in(self, login: Login, sock: Any, passphrase: str | None) -> paramiko.Transport:
+        transport: paramiko.Transport | None = None
         try:
-            with _told(login), _agent(login):
-                client.connect(
-                    name,
-                    port=PORT_22 if login.known_as else login.port,  # an alias is looked for as it stands
-                    username=login.user,
-                    sock=sock,
-                    key_filename=_keys(login) or None,  # type: ignore[arg-type] # it takes a list
-                    passphrase=passphrase,
-                    allow_agent=login.agent != "none",
-                    look_for_keys=not login.only_these_keys,
-                    timeout=self._timeout,
-                    banner_timeout=self._timeout,
-                    auth_timeout=self._timeout,
-                    channel_timeout=self._timeout,
-                )
+            with _told(login):
+                transport = paramiko.Transport(sock)
+                transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = self._timeout
+                known = keys.of(login)
+                options = transport.get_security_options()
+                kinds = {one.kind for one in known}
+                options.key_types = sorted(options.key_types, key=lambda kind: _PLAIN.get(kind, kind) not in kinds)
+                transport.start_client(timeout=self._timeout)
+                keys.check(login, known, transport.get_remote_server_key())
+                keys.let_in(login, transport, passphrase)
         except BaseException:
-            client.close()
+            if transport is not None:
+                transport.close()
             sock.close()
             raise
-        transport = client.get_transport()
-        if transport is not None:
-            transport.set_keepalive(KEEPALIVE)
-        return client
+        transport.set_keepalive(KEEPALIVE)
+        return transport
 
 
-PORT_22 = 22
+_PLAIN = dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256"), "ssh-rsa")
+"""What the key is called that a signature is made with."""
+_UNSURE = (EOFError, TimeoutError, ConnectionError, paramiko.SSHException, paramiko.SFTPError)
+"""Errors after which an answer may still come to a channel for files."""
+
+
+def _is_open(client: paramiko.SFTPClient) -> bool:
+    channel = client.get_channel()
+    return channel is not None and not channel.closed
 
 
 def spoken(connection: Connection, shell: str, script: str) -> str:
@@ -195,80 +212,14 @@ def spoken(connection: Connection, shell: str, script: str) -> str:
     return b"".join(pieces).decode("utf-8", "surrogateescape")
 
 
-def _keys(login: Login) -> list[str]:
-    """Those that are there; a certificate by its own name stands for its key, too (paramiko looks for both)."""
-    paths = [*login.certificates, *login.keys]
-    there = [path for path in paths if os.path.exists(path)]
-    if login.only_these_keys and not there:
-        raise SessionManagementError(f"{login.name}: there is no key {', '.join(login.keys)}")
-    return there
-
-
 @contextlib.contextmanager
-def _agent(login: Login) -> Iterator[None]:
-    """The agent that the configuration names: paramiko knows that of the environment only."""
-    if login.agent in (None, "none"):
-        yield
-        return
-    with _switching:
-        before = os.environ.get("SSH_AUTH_SOCK")
-        os.environ["SSH_AUTH_SOCK"] = str(login.agent)
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["SSH_AUTH_SOCK"]
-            else:
-                os.environ["SSH_AUTH_SOCK"] = before
-
-
-_switching = threading.Lock()
-
-
-class _Strict(paramiko.MissingHostKeyPolicy):
-    """A key that nobody has looked at is refused."""
-
-    def __init__(self, login: Login) -> None:
-        self._login = login
-
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        del client
-        login = self._login
-        raise SessionManagementError(
-            f"{login.name}: the key of {hostname} is not known: {key.get_name()} {fingerprint(key)}. Compare it with "
-            f"what the host's administrators say, then log in once by `{login.by_hand}`, which asks and adds it to "
-            f"{login.known_hosts[0] if login.known_hosts else '~/.ssh/known_hosts'}"
-        )
-
-
-def fingerprint(key: paramiko.PKey) -> str:
-    """As OpenSSH shows it."""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
-
-
-@contextlib.contextmanager
-def _told(login: Login, refusal: str = "it refuses") -> Iterator[None]:
+def _told(login: Login) -> Iterator[None]:
     """What goes wrong inside, as an error of ours with the host's name."""
     try:
         yield
     except (DrmCommunicationError, DeniedByDrmsError, SessionManagementError):
         raise
-    except paramiko.BadHostKeyException as error:
-        expected, got = fingerprint(error.expected_key), fingerprint(error.key)
-        raise SessionManagementError(
-            f"{login.name}: {error.hostname} has another key than is known of it: {got} and not {expected}. Somebody "
-            f"may listen in. Where it was changed for good: ssh-keygen -R {error.hostname}"
-        ) from error
-    except paramiko.PasswordRequiredException as error:
-        words = f"{login.name}: a key needs its passphrase: load it into an agent (ssh-add), or give passphrase=…"
-        raise SessionManagementError(words) from error
-    except paramiko.AuthenticationException as error:
-        words = f"{login.name}: {login.place} accepts none of the keys: {network.words(error)}"
-        raise DeniedByDrmsError(words) from error
     except paramiko.ChannelException as error:
-        raise DeniedByDrmsError(f"{login.name}: {refusal}: {error.text}") from error
+        raise DeniedByDrmsError(f"{login.name}: it refuses: {error.text}") from error
     except (OSError, EOFError, paramiko.SSHException) as error:
-        if "No authentication methods" in str(error):
-            words = f"{login.name}: no key for {login.place}: name one (identity_file=…, IdentityFile), or ssh-add"
-            raise DeniedByDrmsError(words) from error
         raise DrmCommunicationError(f"{login.name}: {login.place} cannot be reached: {network.words(error)}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.line import Line, Speaks
+from wfl.contexts.ssh.line import NOTHING, Line, Speaks
 from wfl.contexts.ssh.login import Login
 from wfl.contexts.undertaker import Undertaker, tell, until_none_is_left
 from wfl.errors import SessionManagementError, WflError
@@ -87,7 +87,7 @@ def with_line(login: Login, speaks: Speaks, do: Callable[[Line], Any]) -> Any:
         line.connected(make=False)
         return do(line)
     except SessionManagementError as error:
-        if str(error).endswith(": nothing"):
+        if str(error).endswith(f": {NOTHING}"):
             raise NothingError(str(error)) from error
         raise
     finally:

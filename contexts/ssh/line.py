@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -34,10 +35,13 @@ log = logging.getLogger("wfl")
 PAUSE = (0.2, 30.0)
 """Seconds between two attempts to connect: the first pause, and the longest."""
 PIECE = 1 << 16
+NOTHING = "nothing"
+"""What w_enter says where the session has no directory."""
 LOST = (OSError, EOFError, paramiko.SSHException)
 """What paramiko raises where a connection is lost."""
-ATTACHED = "xrfg"
-"""First letters of lines that belong to an answer, whose number comes next."""
+_ANSWER = re.compile(r"([+-]) (\d+) ?(.*)", re.ASCII)
+_ATTACHED = re.compile(r"[xrfg]\t(\d+)\t", re.ASCII)
+"""Lines that belong to an answer, by its number."""
 
 
 class Speaks(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,10 @@ class Speaks(msgspec.Struct, frozen=True, kw_only=True):
     shell: str
     timeout: float
     passphrase: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the passphrase."""
+        return f"Speaks({self.session!r}, {self.directory!r}, {self.shell!r}, {self.timeout:g} s)"
 
 
 class Line:
@@ -100,6 +108,11 @@ class Line:
         """Whether there is a connection, as far as is known."""
         return self._channel is not None
 
+    @property
+    def resting(self) -> bool:
+        """Whether it could not be reached a moment ago, so that this is not tried again yet."""
+        return self.failed is not None and time.monotonic() < self._retry
+
     def connected(self, *, make: bool = True) -> attendant.Hello:
         """Connect if that is needed. Raises why it cannot be reached, at once if that was tried a moment ago."""
         with self._connecting:
@@ -107,7 +120,7 @@ class Line:
                 raise DrmCommunicationError(f"{self.name}: the connection was closed")
             if self._channel is not None and self.hello is not None:
                 return self.hello
-            if self.failed is not None and time.monotonic() < self._retry:
+            if self.failed is not None and self.resting:
                 raise self.failed
             try:
                 return self._connect(make=make)
@@ -129,7 +142,7 @@ class Line:
             try:
                 hello = attendant.Hello.read(line, datetime.now(UTC))
             except DrmCommunicationError as error:
-                said = _words(channel)
+                said = _words(channel) if str(error) != NOTHING else ""  # a login may complain of anything
                 raise SessionManagementError(
                     f"{self.name}: {self._speaks.shell} cannot be used there: {error}{': ' if said else ''}{said}"
                 ) from error
@@ -139,13 +152,16 @@ class Line:
                 raise DrmCommunicationError(f"{self.name}: {network.words(error)}") from error
             raise
         again = self.hello is not None
-        self._connection, self._channel, self.hello, self.failed = connection, channel, hello, None
-        self._pauses = PAUSE[0]
-        self._thread = threading.Thread(
-            target=self._read, args=(connection, channel, buffer, again), name="wfl-ssh", daemon=True
-        )
-        self._thread.start()
-        return hello
+        arguments = (connection, channel, buffer, again)
+        with self._lock:
+            if not self._closed.is_set():
+                self._connection, self._channel, self.hello, self.failed = connection, channel, hello, None
+                self._pauses = PAUSE[0]
+                self._thread = threading.Thread(target=self._read, args=arguments, name="wfl-ssh", daemon=True)
+                self._thread.start()
+                return hello
+        connection.close()
+        raise DrmCommunicationError(f"{self.name}: the connection was closed")
 
     def ask(self, make: Callable[[int], str], *, timeout: float | None = None) -> list[str]:
         """Send a request, given its number, and wait for its answer: what was told for it.
@@ -195,6 +211,8 @@ class Line:
             if again:
                 threading.Thread(target=self._guarded, args=(self._back,), name="wfl-ssh-back", daemon=True).start()
             self._listen(channel, rest)
+        except Exception:
+            log.exception("%s: connecting again after this error", self.name)
         finally:
             with self._lock:
                 self._channel = self._connection = None
@@ -245,30 +263,28 @@ class Line:
             channel.sendall(_bytes(request or "w_say '+ 0'\n"))
 
     def _hear(self, line: str) -> None:
-        kind, _, rest = line.partition(" ")
-        if kind in ("+", "-"):
-            number, _, words = rest.partition(" ")
+        """A line that means nothing is passed over."""
+        found = _ANSWER.fullmatch(line)
+        if found is not None:
             self._unanswered = None
             with self._lock:
-                answer = self._waiting.pop(int(number), None)
-                lines = self._answers.pop(int(number), [])
+                answer = self._waiting.pop(int(found[2]), None)
+                lines = self._answers.pop(int(found[2]), [])
             if answer is None:
                 return
-            if kind == "+":
+            if found[1] == "+":
                 answer.set_result(lines)
             else:
-                answer.set_exception(DeniedByDrmsError(f"{self.name}: {words or 'it cannot be done there'}"))
-            return
-        if kind[0] in ATTACHED:
-            number = line.split("\t", 2)[1]
+                answer.set_exception(DeniedByDrmsError(f"{self.name}: {found[3] or 'it cannot be done there'}"))
+        elif (found := _ATTACHED.match(line)) is not None:
             with self._lock:
-                if (told := self._answers.get(int(number))) is not None:
+                if (told := self._answers.get(int(found[1]))) is not None:
                     told.append(line)
-            return
-        try:
-            self._tell(self, line)
-        except Exception:
-            log.exception("%s: the line goes on after this error", self.name)
+        elif line.startswith("e\t"):
+            try:
+                self._tell(self, line)
+            except Exception:
+                log.exception("%s: the line goes on after this error", self.name)
 
     def words(self) -> str:
         """What the host's shell has complained of since the last look."""
@@ -278,9 +294,9 @@ class Line:
     # -- the end --
 
     def close(self) -> None:
-        """Cut it for good."""
+        """Cut it for good; who is just connecting is not waited for, and learns it in the end."""
         self._closed.set()
-        with self._connecting:
+        with self._lock:
             connection, thread = self._connection, self._thread
         if connection is not None:
             connection.close()

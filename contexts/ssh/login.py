@@ -6,16 +6,18 @@ import getpass
 import glob
 import os
 import re
-from typing import TYPE_CHECKING, Any
+import shlex
+import socket
+import subprocess
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
-import paramiko
 from msgspec import structs
 
 from wfl.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 PORT = 22
 DEFAULT = "~/.ssh/config"
@@ -70,18 +72,26 @@ class Book:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        self._lines: list[str] = []
+        self._files: list[_Lines] = []
         if path is not None:
-            self._lines = [*_lines(os.path.expanduser(path), os.path.expanduser("~/.ssh"))]
-            self._lines += ["Host *", *_lines("/etc/ssh/ssh_config", "/etc/ssh")]
+            self._files = [
+                _lines(os.path.expanduser(path), os.path.expanduser("~/.ssh")),
+                _lines("/etc/ssh/ssh_config", "/etc/ssh"),
+            ]
 
-    def _lookup(self, host: str, user: str | None, port: str | None) -> Mapping[str, Any]:
-        """What the file says of a host; what was given with its name comes first, in its tokens, too."""
-        given = [f"User {user}"] * bool(user) + [f"Port {port}"] * bool(port)
+    def _lookup(self, host: str, user: str | None, port: str | None) -> _Said:
+        """What the files say of a host; what was given with its name comes first, in its tokens, too."""
+        given = {"user": user, "port": port}
+        said = _Said(host, {keyword: [value] for keyword, value in given.items() if value})
         try:
-            return paramiko.SSHConfig.from_text("\n".join(["Host *", *given, "Host *", *self._lines])).lookup(host)
-        except (paramiko.SSHException, ImportError, ValueError) as error:
+            for said.final in (False, True):
+                for lines in self._files:
+                    said.read(lines)
+                if not said.again:
+                    break
+        except ValueError as error:
             raise InvalidArgumentError(f"host {host!r}: {self._path} cannot be used: {error}") from error
+        return said
 
     def login(self, name: str, *, key: str | None, known_hosts: str | None, depth: int = 0) -> Login:
         """What one name means."""
@@ -92,30 +102,29 @@ class Book:
             raise InvalidArgumentError(f"host {name!r}: expected [user@]host[:port], [user@][address]:port or a Host")
         given = found["host"] or found["bracketed"]
         said = self._lookup(given, found["user"], found["port"])
-        host, user = said.get("hostname", given), found["user"] or said.get("user") or getpass.getuser()
-        port = _port(name, found["port"] or said.get("port", PORT))
-        tokens = {"n": given, "h": host, "p": str(port), "r": user}
-        keys = (key,) if key else tuple(said.get("identityfile", ()))
-        through = said.get("proxyjump") if said.get("proxyjump", "none") != "none" else None
+        port = _port(name, said.one("port", str(PORT)))
+        tokens = said.tokens()
+        keys = (key,) if key else tuple(_filled(path, tokens) for path in said.all("identityfile"))
+        through = _percent(said.one("proxyjump", "none"), tokens)
         way = [
             self.login(one.strip(), key=key, known_hosts=known_hosts, depth=depth + 1)
-            for one in (through or "").split(",")
-            if one.strip()
+            for one in through.split(",")
+            if one.strip() and through != "none"
         ]
-        command = said.get("proxycommand")
+        command = said.one("proxycommand", "none")
         return Login(
             name=name,
-            host=host,
+            host=tokens["h"],
             port=port,
-            user=user,
+            user=tokens["r"],
             keys=tuple(os.path.expanduser(path) for path in keys),
-            certificates=tuple(_filled(path, tokens) for path in _several(said.get("certificatefile"))),
-            known_as=said.get("hostkeyalias"),
+            certificates=tuple(_filled(path, tokens) for path in said.all("certificatefile")),
+            known_as=said.one("hostkeyalias") or None,
             known_hosts=_known_hosts(said, known_hosts, tokens),
-            command=command if command and command != "none" else None,
+            command=_percent(command, tokens) if command.lower() != "none" else None,
             jumps=(*(way[0].jumps if way else ()), *(structs.replace(one, jumps=()) for one in way)),
-            only_these_keys=key is not None or said.get("identitiesonly", "no").lower() == "yes",
-            agent=_agent(said.get("identityagent"), tokens),
+            only_these_keys=key is not None or said.one("identitiesonly").lower() == "yes",
+            agent=_agent(said.one("identityagent"), tokens),
             config=self._path,
         )
 
@@ -130,53 +139,151 @@ def _port(name: str, given: str | int) -> int:
     return port
 
 
-def _filled(text: str, tokens: Mapping[str, str]) -> str:
-    """A path with its tokens and variables, where paramiko leaves them as they are."""
-    known = {"%": "%", "d": os.path.expanduser("~"), "u": getpass.getuser(), **tokens}
-    text = re.sub("%(.)", lambda found: known.get(found[1], found[0]), text)
+def _percent(text: str, tokens: Mapping[str, str]) -> str:
+    return re.sub("%(.)", lambda found: tokens.get(found[1], found[0]), text)
+
+
+def _filled(path: str, tokens: Mapping[str, str]) -> str:
+    """A path with its tokens and variables."""
+    text = _percent(path, tokens)
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], ""), text))
 
 
-def _agent(said: str | None, tokens: Mapping[str, str]) -> str | None:
-    if said is None or said == "SSH_AUTH_SOCK":
+def _agent(said: str, tokens: Mapping[str, str]) -> str | None:
+    if said in ("", "SSH_AUTH_SOCK"):
         return None
     if said.startswith("$") and not said.startswith("${"):
         return os.environ.get(said[1:], "none")
     return _filled(said, tokens) or "none"
 
 
-def _known_hosts(said: Mapping[str, Any], given: str | None, tokens: Mapping[str, str]) -> tuple[str, ...]:
+def _known_hosts(said: _Said, given: str | None, tokens: Mapping[str, str]) -> tuple[str, ...]:
     if given is not None:
         return (os.path.expanduser(given),)
-    user = said.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
-    system = said.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
+    user = said.one("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+    system = said.one("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
     return tuple(_filled(path, tokens) for path in f"{user} {system}".split())
 
 
-def _several(said: str | list[str] | None) -> list[str]:
-    return [] if said is None else [said] if isinstance(said, str) else said
+# -- files of configuration --
+
+_Lines: TypeAlias = "list[tuple[str, str, list[_Lines]]]"
+"""Keywords in small letters with their values; those of Include with what is in the files."""
+_LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+)(.+)")
+_SEVERAL = frozenset({"identityfile", "certificatefile"})
+"""Keywords of which each line adds a value; of all others the first line counts."""
 
 
-def _lines(path: str, place: str, deep: int = 0, block: str = "Host *") -> Iterator[str]:
-    """Of a file and of those that it includes, where it does; of one that is not there, none.
-
-    `block` is what its first lines are for. One that is included may be for other hosts from some line on.
-    """
+def _lines(path: str, place: str, deep: int = 0) -> _Lines:
+    """Of a file and of those that it includes; of one that is not there, none."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+            texts = file.read().splitlines()
     except FileNotFoundError:
-        return
+        return []
     except OSError as error:
         raise InvalidArgumentError(f"{path}: {error.strerror}") from error
-    for line in lines:
-        word, _, rest = line.strip().replace("=", " ", 1).partition(" ")
-        if word.lower() in ("host", "match"):
-            block = line
-        if word.lower() != "include":
-            yield line
-        elif deep < _DEEP:
-            for pattern in rest.split():
-                for one in sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern.strip('"'))))):
-                    yield from _lines(one, place, deep + 1, block)
-                    yield block
+    lines: _Lines = []
+    for text in texts:
+        if not (line := text.strip()) or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line)
+        keyword, value = (found[1].lower(), found[2]) if found else (line, "")
+        files: list[_Lines] = []
+        if keyword == "include" and deep < _DEEP:
+            for pattern in value.split():
+                paths = sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern.strip('"')))))
+                files += [_lines(one, place, deep + 1) for one in paths]
+        lines.append((keyword, value, files))
+    return lines
+
+
+class _Said:
+    """What files say of one host, as far as they are read. Raises ValueError for what cannot be understood."""
+
+    def __init__(self, host: str, values: dict[str, list[str]]) -> None:
+        self._host, self._values = host, values
+        self.final = self.again = False
+        """Whether this is the last time that they are read, and whether there is to be another (Match final)."""
+
+    def one(self, keyword: str, default: str = "") -> str:
+        """The value of a keyword."""
+        return self._values.get(keyword, [default])[0]
+
+    def all(self, keyword: str) -> list[str]:
+        """Its values."""
+        return self._values.get(keyword, [])
+
+    def tokens(self) -> dict[str, str]:
+        """What stands for what in values."""
+        own, here = getpass.getuser(), socket.gethostname()
+        return {
+            "%": "%",
+            "d": os.path.expanduser("~"),
+            "h": _percent(self.one("hostname", self._host), {"h": self._host, "%": "%"}),
+            "L": here.partition(".")[0],
+            "l": here,
+            "n": self._host,
+            "p": self.one("port", str(PORT)),
+            "r": self.one("user", own),
+            "u": own,
+        }
+
+    def read(self, lines: _Lines, *, holds: bool = True) -> None:
+        """Take in a file, or where it does not hold for this host, nothing of it, whatever it says itself."""
+        here = holds
+        for keyword, value, files in lines:
+            if not value:
+                raise ValueError(f"what is {keyword!r}?")
+            if keyword == "host":
+                here = holds and _one_of(shlex.split(value), self._host)
+            elif keyword == "match":
+                here = holds and self._matches(shlex.split(value))
+            elif not here:
+                continue
+            elif keyword == "include":
+                for one in files:
+                    self.read(one)
+            else:
+                text = value[1:-1] if value[0] == value[-1] == '"' else value
+                known = self._values.setdefault(keyword, [])
+                if not known or (keyword in _SEVERAL and text not in known):
+                    known.append(text)
+
+    def _matches(self, words: list[str]) -> bool:
+        """A line of Match; one by anything that is not known here does not hold."""
+        while words:
+            word = words.pop(0)
+            kind = word.removeprefix("!").lower()
+            argument = "" if kind in ("all", "canonical", "final") else words.pop(0) if words else None
+            if argument is None:
+                raise ValueError(f"what does Match {word} mean?")
+            fits = self._fits(kind, argument)
+            if fits is None or fits is word.startswith("!"):
+                return False
+        return True
+
+    def _fits(self, kind: str, argument: str) -> bool | None:
+        tokens = self.tokens()
+        if kind == "final":
+            self.again = True
+        elif kind == "exec":  # by the shell of whoever asks, as ssh does
+            command = [os.environ.get("SHELL") or "/bin/sh", "-c", _percent(argument, tokens)]
+            null = subprocess.DEVNULL
+            return subprocess.run(command, stdin=null, stdout=null, check=False).returncode == 0
+        known = {"host": tokens["h"], "originalhost": self._host, "user": tokens["r"], "localuser": tokens["u"]}
+        if kind in known:
+            return _one_of(argument.split(","), known[kind])
+        return {"all": True, "canonical": False, "final": self.final}.get(kind)
+
+
+def _one_of(patterns: list[str], text: str) -> bool:
+    """Whether one of them matches, and none of those with a `!`."""
+    found = [not pattern.startswith("!") for pattern in patterns if matches(pattern.removeprefix("!"), text)]
+    return bool(found) and all(found)
+
+
+def matches(pattern: str, text: str) -> bool:
+    """By `*` and `?`, as in all files of ssh."""
+    known = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(known, text, re.DOTALL) is not None

@@ -9,13 +9,13 @@ import os
 import posixpath
 import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import paramiko
 
 from wfl.contexts import network
-from wfl.contexts.staging import DEEPEST, FULL, arriving, check_link
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError
+from wfl.staging import DEEPEST, FULL, arriving, check_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,9 +160,10 @@ class Copies:
             while file.tell() < size:
                 if file.tell() >= ahead:
                     ahead = min(size, file.tell() + AHEAD * PIECE)
-                    remote.prefetch(ahead)
+                    _prefetch(remote, ahead)
                 piece = remote.read(min(PIECE, ahead - file.tell()))
                 if not piece:
+                    remote.stat()  # raises where the connection is lost, which paramiko takes for the file's end
                     break
                 file.write(piece)
                 self._arrived += len(piece)
@@ -213,19 +214,39 @@ def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -
         if not wanted:
             return b""
         file.seek(offset)
-        if wanted > PIECE:
-            file.prefetch(offset + wanted, AHEAD)
-        pieces = []
-        while wanted and (piece := file.read(min(PIECE, wanted))):
+        pieces, ahead, end = [], offset, offset + wanted
+        while offset < end:
+            if offset >= ahead:
+                ahead = min(end, offset + AHEAD * PIECE)
+                if ahead - offset > PIECE:
+                    _prefetch(file, ahead)
+            piece = file.read(min(PIECE, ahead - offset))
+            if not piece:
+                file.stat()  # as above
+                break
             pieces.append(piece)
-            wanted -= len(piece)
+            offset += len(piece)
         return b"".join(pieces)
+
+
+def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
+    """Ask for what comes up to there. A lost connection is told to who reads; paramiko's thread prints it as well."""
+    ask: Callable[..., None] = file._prefetch_thread  # type: ignore[attr-defined] # noqa: SLF001
+
+    def quietly(*arguments: Any) -> None:
+        with suppress(*_BROKEN, OSError):
+            ask(*arguments)
+
+    file._prefetch_thread = quietly  # type: ignore[attr-defined] # noqa: SLF001
+    file.prefetch(size)  # told how many at once, its thread would wait for ever for a connection that is lost
 
 
 def read_all(client: paramiko.SFTPClient, path: str) -> bytes:
     """The whole of a small file."""
     with client.open(path, "r") as file:
-        return file.read()
+        data = file.read()
+        file.stat()  # as above
+        return data
 
 
 def _at_once(path: str, flags: int) -> int:

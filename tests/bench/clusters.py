@@ -149,7 +149,11 @@ def cost(cluster: Cluster, tasks: int, submit: Callable[[Job], object]) -> Cost:
         used, theirs, asked = time.process_time() - cpu, _children_s() - children, commands(flow).count
         check(job)
         place = backend(flow).place
-        ids = [id for entry in place.entries() for id in place.accepted(entry.key).values()]
+        ids = [
+            id
+            for given in place.accepted([entry.key for entry in place.all_entries()]).values()
+            for id in given.values()
+        ]
         job.reap_all()
         return Cost(
             begin=begin,

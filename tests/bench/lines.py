@@ -10,7 +10,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tests.bench import alone, apiserver, clusters, containers, kubernetes, references, scenes, ssh
+from tests.bench import alone, apiserver, clusters, containers, kubernetes, references, scenes, server, ssh
 from tests.bench.daemon import DOCKER, PODMAN, Service
 from tests.bench.measure import Goal, Row, Scale, in_turn, percentile, row
 from tests.bench.references import c_program
@@ -296,6 +296,7 @@ LINES = (
     *(Line(name, line, scene, cluster.lacks) for name, (cluster, line, scene) in clusters.LINES.items()),
     *(Line(name, line, scene, apiserver.lacks) for name, (line, scene) in kubernetes.LINES.items()),
     *(Line(name, line, scene, ssh.lacks) for name, (line, scene) in ssh.LINES.items()),
+    *(Line(name, line, scene) for name, (line, scene) in server.LINES.items()),
 )
 MORE_SCENES: dict[str, Callable[[], object]] = {
     "array-null": lambda: scenes.array(2000, NULL),

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wfl import WflError, Workflow
-from wfl.testing.conformance import ours, results
+from wfl.testing.conformance import ours, results, servers
 from wfl.testing.conformance.programs import Program, hear_signals
-from wfl.testing.conformance.site import load
+from wfl.testing.conformance.site import EVERY, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -28,8 +28,6 @@ HANGING = 240.0
 _facts: dict[str, Any] = {}
 """By name of the site: its backend, opened once, or what went wrong."""
 _recorded = results.Record()
-_counted: list[tuple[Site, Mapping[str, int]]] = []
-"""What was there before the workflow that the cases of a file have in common."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given: str | None = metafunc.config.getoption("--wfl-context", default=None)
     sites = [load(given)] if given else ours.sites(metafunc.config.getoption("--wfl-sites", default=None))
     file = metafunc.module.__name__.rpartition(".")[2]
-    chosen = [site for site in sites if site.files is None or file in site.files]
+    chosen = [site for site in sites if site.runs(file)]
     metafunc.parametrize("site", chosen, indirect=True, ids=[site.name for site in chosen])
 
 
@@ -67,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     What a verb does to which kind does not depend on the system. WFL_EVERY=1 has all of them tried everywhere.
     """
-    if os.environ.get("WFL_EVERY") == "1":
+    if EVERY:
         return
     spared = [item for item in items if _is_spared(item)]
     if spared:
@@ -92,14 +90,16 @@ def pytest_runtest_makereport(
     report = yield
     if isinstance(item, pytest.Function) and "site" in item.fixturenames:
         chosen: Any = item.callspec.params["site"]
-        _recorded.add(chosen.name, item, report, call.excinfo)
+        _recorded.add(chosen, item, report, call.excinfo)
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was run, one file per site."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write what was run, one file per site, and what servers said if something failed."""
     default = session.config.invocation_params.dir / "build" / "conformance"
-    _recorded.write(Path(session.config.getoption("--wfl-results", default=None) or default))
+    place = Path(session.config.getoption("--wfl-results", default=None) or default)
+    _recorded.write(place)
+    servers.stop(keep=place if exitstatus else None)
 
 
 @pytest.fixture(autouse=True)
@@ -155,20 +155,34 @@ def _backend(site: Site) -> Any:
     return found
 
 
+@pytest.fixture(scope="module")
+def _counted() -> Iterator[dict[str, tuple[Site, Mapping[str, int]]]]:
+    """What the sites' systems held before the first case of one file, and no more after its last.
+
+    Not case by case: a system takes seconds to remove what has ended, and the next case need not wait for that.
+    """
+    counted: dict[str, tuple[Site, Mapping[str, int]]] = {}
+    yield counted
+    for site, before in counted.values():
+        _check_count(site, before)
+
+
 @pytest.fixture(autouse=True)
-def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a case has started in the system is gone after it."""
+def _leaves_nothing(
+    request: pytest.FixtureRequest, _counted: dict[str, tuple[Site, Mapping[str, int]]]
+) -> Iterator[None]:
+    """What the cases have started in the system is gone after them; so are sessions whose names return, after each."""
     site: Site | None = getattr(getattr(request.node, "callspec", None), "params", {}).get("site")
-    if site is None or site.count is None or "common" in request.fixturenames:
+    if site is None or site.count is None:
         yield
         return
     request.getfixturevalue("site")  # whether it is there at all
-    before = site.count()
+    if site.name not in _counted:
+        _counted[site.name] = (site, site.count())
     yield
     if site.clean is not None:
-        for name in ("kept", "one", "two"):
+        for name in getattr(request.module, "SESSIONS", ()):
             site.clean(name)
-    _check_count(site, before)
 
 
 def _check_count(site: Site, before: Mapping[str, int]) -> None:
@@ -176,7 +190,7 @@ def _check_count(site: Site, before: Mapping[str, int]) -> None:
     end = time.monotonic() + site.seconds(10)  # a helper of a killed program may still be at it
     while _more(after := site.count(), before) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not _more(after, before), "left in the system"
+    assert not _more(after, before), f"left in the system by the cases of this file at {site.name}"
 
 
 def _more(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -209,23 +223,18 @@ def flow(make_flow: Callable[..., Workflow]) -> Workflow:
 
 
 @pytest.fixture(scope="module")
-def _opened() -> Iterator[dict[str, Workflow]]:
-    """Workflows that the cases of one file have in common."""
+def _opened(_counted: object) -> Iterator[dict[str, Workflow]]:
+    """Workflows that the cases of one file have in common; closed before the count."""
     flows: dict[str, Workflow] = {}
     yield flows
     for flow in flows.values():
         flow.kill_all().close()
-    for site, before in _counted:
-        _check_count(site, before)
-    _counted.clear()
 
 
 @pytest.fixture
 def common(site: Site, _opened: dict[str, Workflow]) -> Workflow:
     """A workflow for cases that end or kill all that they start and look at nothing else; opening one takes time."""
     if site.name not in _opened:
-        if site.count is not None:
-            _counted.append((site, site.count()))
         _opened[site.name] = Workflow(site.open()).raise_for_error()
     return _opened[site.name]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -25,6 +26,7 @@ from wfl.contexts.kubernetes.settings import Place
 from wfl.contexts.process import ProcessContext
 from wfl.errors import DeniedByDrmsError, InvalidStateError, SessionManagementError
 from wfl.testing import FakeContext, FakeSystem
+from wfl.testing.conformance.servers import Server, jobs, server
 from wfl.testing.conformance.site import POSIX, Site
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ def _store() -> str:
         _stores.append(tempfile.TemporaryDirectory(prefix="wfl-stores-"))
     return f"{_stores[0].name}/{next(_numbers)}"
 
+
+_SYSTEMS = frozenset(
+    {
+        "test_control", "test_death", "test_ends", "test_environment", "test_info", "test_limits", "test_monitoring",
+        "test_output", "test_persistence", "test_stream", "test_submit", "test_template_fields",
+    }
+)  # fmt: skip
+"""The files in which a system shows: what the others are about wfl itself does, above all systems alike.
+
+Every system has one site at which all files are run. One that reaches it in another way has those in which that shows.
+"""
 
 PROCESS = Site(
     name="process",
@@ -61,6 +74,7 @@ PROCESS_STORE = Site(
     files=frozenset(
         {"test_arrays", "test_chain", "test_control", "test_ends", "test_info", "test_output", "test_retry"}
     ),
+    why="what is written into a store: the jobs are those of `process`",
 )
 
 SERVICES = Path(__file__).resolve().parents[1] / "services"
@@ -134,7 +148,12 @@ _DIFFERENT = {
 }
 
 DOCKER = _containers("docker", latency=5.0)
-PODMAN = _containers("podman", latency=10.0)
+PODMAN = _containers(
+    "podman",
+    latency=10.0,
+    files=_SYSTEMS,
+    why="where the daemon shows: `docker` has the whole suite, by the same interface",
+)
 
 
 CLUSTERS = MOUNTED / f"wfl-conformance-{os.getuid()}"
@@ -157,6 +176,8 @@ def _on_cluster(site: str, name: str, made_by: str, **given: Any) -> Context:
         os.environ.update(variables(name))
     else:
         given = {"environment": variables(name), **given}
+    if site.startswith("ssh-"):
+        given["via"] = _over_ssh("wfl-root")
     make = getattr(importlib.import_module(module), attribute)
     made: Context = make(**{"directory": CLUSTERS / site, "detach": False, **given})
     return made
@@ -249,6 +270,8 @@ SLURM_PLAIN = _cluster(
     "slurm-plain",
     "wfl.contexts.batch.slurm:SlurmContext",
     killed="SIGTERM",
+    files=_SYSTEMS,
+    why="where accounting and cgroups matter, which it lacks: `slurm` has the whole suite",
     inapplicable={
         **_BY_SCRIPT,
         "test_daemon_grandchild": "without cgroups Slurm's kill reaches the job's process tree",
@@ -257,7 +280,14 @@ SLURM_PLAIN = _cluster(
     },
 )
 GRID_ENGINE = _cluster("grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE)
-DRMAA = _cluster("drmaa", "sge", "wfl.contexts.drmaa:DrmaaContext", **_GRID_ENGINE)
+DRMAA = _cluster(
+    "drmaa",
+    "sge",
+    "wfl.contexts.drmaa:DrmaaContext",
+    files=_SYSTEMS | {"test_arrays", "test_concurrency"},
+    why="where the library shows, which is called in place of commands: `grid-engine` has the whole suite",
+    **_GRID_ENGINE,
+)
 
 
 NAMESPACE = os.environ.get("WFL_NAMESPACE")
@@ -351,7 +381,7 @@ _AS_PODS = {
 }
 
 
-def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], files: frozenset[str] | None) -> Site:
+def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], **more: Any) -> Site:
     """A site on Kubernetes, whose jobs have this default template."""
     return Site(
         name=name,
@@ -366,14 +396,18 @@ def _pods(name: str, default: JobTemplate, inapplicable: Mapping[str, str], file
         default=default,
         count=_count_objects,
         clean=lambda session: kubernetes.clean(session, _in_pods(default)),
-        files=files,
         inapplicable={**_AS_PODS, **inapplicable},
+        **more,
     )
 
 
-KUBERNETES = _pods("kubernetes", _PODS, _JOINED, None)
+KUBERNETES = _pods("kubernetes", _PODS, _JOINED)
 KUBERNETES_FILES = _pods(
-    "kubernetes-files", _PODS.replace(extensions={"output": "file"}), {}, frozenset({"test_output", "test_stream"})
+    "kubernetes-files",
+    _PODS.replace(extensions={"output": "file"}),
+    {},
+    files=frozenset({"test_output", "test_stream"}),
+    why="output, which is written into files in place of the log: all else is that of `kubernetes`",
 )
 
 
@@ -400,7 +434,13 @@ def _clean_hosts(host: str, session: str) -> int:
     return clean(session, context)
 
 
-def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] | None = None) -> Site:
+_FAR = frozenset(f"test_{name}" for name in (
+    "arrays", "control", "death", "ends", "output", "persistence", "stream", "template_fields",
+))  # fmt: skip
+"""Files of cases in which it matters who one is on a host, and what is done there."""
+
+
+def _hosts(name: str, host: str, home: Callable[[], str], **more: Any) -> Site:
     """A site over SSH, at this machine; `home` is that of the user there."""
     return Site(
         name=name,
@@ -413,12 +453,12 @@ def _hosts(name: str, host: str, home: Callable[[], str], files: frozenset[str] 
         remembers=True,
         count=lambda: _count_directories(home()),
         clean=functools.partial(_clean_hosts, host),
-        files=files,
         inapplicable={
             **_BY_SCRIPT,
             "test_candidate_machines": "a host has the name that is given",
             "test_full_disk": "output is kept on the host, and copied to its path here",
         },
+        **more,
     )
 
 
@@ -427,18 +467,118 @@ SSH_USER = _hosts(
     "ssh-user",
     "wfl-user",
     lambda: f"{variables('sshd')['WFL_SSHD']}/home",
-    frozenset(
-        {
-            "test_arrays",
-            "test_control",
-            "test_death",
-            "test_ends",
-            "test_output",
-            "test_persistence",
-            "test_stream",
-            "test_template_fields",
-        }
-    ),
+    files=_FAR,
+    why="where rights matter: `ssh` has the whole suite, as root",
+)
+
+
+_LOGIN: dict[str, Any] = {"files": _FAR, "why": "where a login node comes between: the scheduler has the whole suite"}
+SSH_SLURM = _cluster("ssh-slurm", "slurm", "wfl.contexts.batch.slurm:SlurmContext", killed="SIGTERM", **_LOGIN)
+SSH_GRID_ENGINE = _cluster(
+    "ssh-grid-engine", "sge", "wfl.contexts.batch.gridengine:GridEngineContext", **_GRID_ENGINE, **_LOGIN
+)
+
+
+def _server(name: str) -> Server:
+    """The job server in front of a system, which is started unless it is there."""
+    if name == "docker":
+        context = f"docker?image=busybox&base_url={quote(_address(name), safe='')}"
+        return server(name, "--context", context, "--server-paths", "--allow-extension", "network")
+    return server(name, "--context", name, "--server-paths", "--allow-field", "priority", "--legacy-get")
+
+
+def _by_server(
+    name: str, default: JobTemplate, *, default_template: JobTemplate | None = None, **given: Any
+) -> Context:
+    """A context that reaches this system by way of a job server."""
+    try:
+        from wfl.contexts.remote import RemoteContext
+
+        url, token = _server(name)
+    except ImportError as error:
+        raise SessionManagementError(f"there is no job server here: {error}") from error
+    default = default if default_template is None else default_template.merged_with(default)
+    return RemoteContext(url, token=token, default_template=default, **given)
+
+
+def _clean_server(name: str, session: str) -> int:
+    from wfl.contexts.remote import RemoteContext, clean
+
+    url, token = _server(name)
+    return clean(session, RemoteContext(url, token=token))
+
+
+def _remote(name: str, behind: str, default: JobTemplate | None = None, **settings: Any) -> Site:
+    """A site at a job server of this machine, which runs its jobs on another system."""
+    default, protocol = default or JobTemplate(), settings.pop("given", {})
+    return Site(
+        name=name,
+        context=functools.partial(_by_server, behind, default, **protocol),
+        program=f"wfl.testing.conformance.ours:{name.upper().replace('-', '_')}",
+        default=default,
+        count=lambda: jobs(_server(behind)),
+        **settings,
+    )
+
+
+_KEPT = {
+    "test_full_disk": "output is kept on the server, and copied to its path here",
+    "test_output_reaped_elsewhere": "an id that the server has not said yet is none",
+}
+_WIRED = frozenset(f"test_{name}" for name in (
+    "arrays", "control", "death", "ends", "errors", "info", "limits", "output", "persistence", "stream", "submit",
+    "template_fields", "wait",
+))  # fmt: skip
+"""Files of cases in which it matters how a job server is spoken to, and what is behind it; the rest is the session's,
+which is the same at the site `remote`.
+"""
+REMOTE = _remote(
+    "remote",
+    "process",
+    shared=Path(tempfile.gettempdir()),
+    commands=PROCESS.commands,
+    local=True,
+    latency=1.5,
+    remembers=True,
+    clean=functools.partial(_clean_server, "process"),
+    inapplicable=_KEPT,
+)
+REMOTE_DOCKER = _remote(
+    "remote-docker",
+    "docker",
+    _DEFAULT,
+    shared=MOUNTED,
+    latency=6.0,
+    remembers=True,
+    files=_WIRED,
+    why="where it matters how a job server is spoken to, and what is behind it: `remote` has the whole suite",
+    refuse=DOCKER.refuse,
+    reason=DOCKER.reason,
+    clean=functools.partial(_clean_server, "docker"),
+    inapplicable={**_DIFFERENT, **_KEPT},
+)
+REMOTE_COMPATIBLE = _remote(
+    "remote-compatible",
+    "process",
+    given={"protocol": "compatible"},
+    shared=Path(tempfile.gettempdir()),
+    commands=PROCESS.commands,
+    local=True,
+    latency=3.0,
+    killed="SIGTERM",
+    clean=lambda _: _clean_server("process", "legacy"),
+    files=_WIRED,
+    why="where it matters how a job server is spoken to, and what is behind it: `remote` has the whole suite",
+    inapplicable={
+        **dict.fromkeys(("test_grace_is_over", "test_stubborn_job"), "the protocol's only way to end a job is to ask"),
+        **dict.fromkeys(
+            ("test_in_a_burst", "test_killed_in_a_burst"),
+            "whether a submission came whose answer nobody heard, the protocol cannot tell",
+        ),
+        "test_stage_out_of_nothing": "the protocol has one word for exit status 0 and for none",
+        "test_unknown_extension": "the protocol does not tell what the server honours; its policy has the last word",
+        "test_monitoring": "the protocol shows nothing of the system",
+    },
 )
 
 
@@ -466,9 +606,12 @@ def sites(names: str | None = None) -> list[Site]:
     Whether a system is there shows when it is opened; one that is not is skipped with the reason.
     """
     services = [DOCKER, PODMAN, SLURM, SLURM_PLAIN, GRID_ENGINE, DRMAA] if SERVICES.is_dir() else []
-    services += [SSH, SSH_USER] if services else []
+    services += [SSH, SSH_USER, SSH_SLURM, SSH_GRID_ENGINE] if services else []
+    services += [REMOTE_DOCKER] if services else []
     services += [KUBERNETES, KUBERNETES_FILES] if services or NAMESPACE else []
-    all_of_them = {site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, *services)}
+    all_of_them = {
+        site.name: site for site in (PROCESS, PROCESS_STORE, FAKE, FAKE_ASKED, REMOTE, REMOTE_COMPATIBLE, *services)
+    }
     chosen = list(all_of_them) if names is None else names.split(",")
     if unknown := [name for name in chosen if name not in all_of_them]:
         raise pytest.UsageError(f"--wfl-sites: there is no {', '.join(unknown)}, only {', '.join(all_of_them)}")

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import wfl
+from wfl.testing.conformance.site import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pytest
+
+    from wfl.testing.conformance.site import Site
 
 NOT_APPLICABLE = "not applicable: "
 _HEAD = """\
@@ -22,9 +25,14 @@ One suite of cases, written against the public contract alone, is run against ev
 behaviour, and its sentence below is the test's own. ✓: passed. –: not applicable there, for the reason given below
 the table. ✗: failed. An empty field: not run.
 
-This page is written by `python -m wfl.testing.conformance --write docs/conformance.md` from the results in
-`build/conformance/`, which every run of the suite leaves there. `python -m wfl.testing.conformance
---wfl-context package.module:factory` runs the suite against a context of your own.
+`make conformance` writes this page from the results of the last `make test-all`. `python -m wfl.testing.conformance
+--wfl-context package.module:factory` runs the suite against a context of your own, and with `--write PAGE` in place of
+a context it writes such a page.
+"""
+
+_PARTS = """
+Some of these are second ways to a system, and have that part of the suite in which they differ from the first
+(`WFL_EVERY=1` runs all of it everywhere):
 """
 
 
@@ -46,14 +54,16 @@ class Record:
 
     def __init__(self) -> None:
         self._sites: dict[str, dict[str, dict[str, str]]] = {}
-        self._broken = False
+        self._parts: dict[str, str] = {}  # why at this site only some files are run
 
-    def add(self, site: str, item: pytest.Function, report: pytest.TestReport, error: Any) -> None:
+    def add(self, site: Site, item: pytest.Function, report: pytest.TestReport, error: Any) -> None:
         """One phase of one test."""
         if report.when == "teardown" and report.passed:
             return
         file = item.module.__name__.rpartition(".")[2]
-        cases = self._sites.setdefault(site, {})
+        cases = self._sites.setdefault(site.name, {})
+        if site.why and not EVERY:
+            self._parts[site.name] = site.why
         case = f"{file}::{item.originalname}"
         before = cases.get(case, {}).get("outcome")
         if report.failed:
@@ -73,7 +83,8 @@ class Record:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"{site}.json"
             old = json.loads(path.read_text())["cases"] if path.exists() else {}
-            whole = {"site": site, "wfl": _version(), "cases": dict(sorted({**old, **cases}.items()))}
+            whole: dict[str, Any] = {"site": site, "wfl": _version(), "part": self._parts.get(site, "")}
+            whole["cases"] = dict(sorted({**old, **cases}.items()))
             path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
@@ -90,10 +101,13 @@ def table(directory: Path, first: Sequence[str] = ()) -> str:
     """The page: cases by sites (these first, in this order), with the reasons of what does not apply."""
     names = [*first, *sorted({path.stem for path in directory.glob("*.json")} - {*first})]
     files = {name: directory / f"{name}.json" for name in names}
-    sites = {name: json.loads(path.read_text())["cases"] for name, path in files.items() if path.exists()}
+    found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+    sites = {name: result["cases"] for name, result in found.items()}
     everything = list(cases())
     notes: dict[str, int] = {}
     lines = [_HEAD, _totals(everything, sites)]
+    parts = [f"- {name}: {result['part']}." for name, result in found.items() if result.get("part")]
+    lines += [_PARTS, *parts] if parts else []
     for file in dict.fromkeys(case.file for case in everything):
         lines += [f"\n## {file.removeprefix('test_').replace('_', ' ').capitalize()}\n"]
         lines += [f"| behaviour | {' | '.join(sites)} |", f"|---|{':-:|' * len(sites)}"]

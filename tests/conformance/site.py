@@ -21,6 +21,8 @@ POSIX = frozenset({
     "sleep", "sort", "tr", "true", "wc",
 })  # fmt: skip
 """Commands that a job finds by their names unless a Site says otherwise."""
+EVERY = os.environ.get("WFL_EVERY") == "1"
+"""Whether everything is run everywhere, whatever is left out otherwise to save time."""
 
 
 class Trait(StrEnum):
@@ -76,9 +78,9 @@ class Site:
     killed: the signal that jobs which are killed get first, and end by.
     refuse, reason: the template of a job that is never started, and a word of the error that says why.
     default: what the contexts of this site add to every template.
-    count: how many things of each kind the system holds, the same before and after a case; clean: removes what a
-    session, by its name, has left there for later programs.
-    files: the suite's files that are run, None for all.
+    count: how many things of each kind the system holds, the same before and after the cases of a file; clean: removes
+    what a session, by its name, has left there for later programs.
+    files, why: the suite's files that are run unless WFL_EVERY=1, None for all; and the reason why those are enough.
     inapplicable: reasons for cases known not to apply, by the test's name, or by its file's ("test_death").
     """
 
@@ -103,7 +105,16 @@ class Site:
     count: Callable[[], Mapping[str, int]] | None = None
     clean: Callable[[str], object] | None = None
     files: frozenset[str] | None = None
+    why: str = ""
     inapplicable: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A part of the suite needs a reason."""
+        assert (self.files is None) == (not self.why), f"{self.name}: files and why go together"
+
+    def runs(self, file: str) -> bool:
+        """Whether the cases of a file are run here."""
+        return self.files is None or file in self.files or EVERY
 
     def open(self, **settings: Any) -> Context:
         """A context with a session name of its own."""
@@ -133,6 +144,19 @@ class Site:
             if time.monotonic() > end:
                 pytest.fail(f"not within {self.seconds(idle):g} s: {what}")
             time.sleep(0.01 * self.latency)
+
+    def rests(self, read: Callable[[], object], what: str) -> None:
+        """Wait until this gives the same for a while: what changed it many times a second does so no more."""
+        last, since = read(), time.monotonic()
+
+        def still() -> bool:
+            nonlocal last, since
+            now = read()
+            if now != last:
+                last, since = now, time.monotonic()
+            return time.monotonic() - since >= min(0.5 * self.latency, 1.5)
+
+        self.until(still, what)
 
     def lacks(self, need: Need, backend: Any) -> str | None:
         """Why a case that needs this does not apply; None if it does."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wfl import InvalidArgumentError, Job, JobState, JobTemplate, TaskArray, Workflow, shell
+from wfl import Capability, InvalidArgumentError, Job, JobState, JobTemplate, TaskArray, Workflow, shell
 from wfl.testing.conformance.site import Site, Trait, needs, quoted
 
 
@@ -95,7 +95,7 @@ def test_state_while_it_runs(site: Site, flow: Workflow) -> None:
     assert job.info().exit_status is None  # type: ignore[union-attr] # checked above
 
 
-@needs(Trait.EXECUTION)
+@needs(Trait.EXECUTION, Capability.OUTPUT)
 def test_all_once(site: Site, flow: Workflow) -> None:
     """Hundreds of elements run each exactly once, each with its own index."""
     count = site.many(300)

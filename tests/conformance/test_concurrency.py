@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wfl import JobState, Workflow, as_completed, shell
+from wfl import Capability, JobState, Workflow, as_completed, shell
 from wfl.testing.conformance.site import Site, Trait, needs
 
 
@@ -155,7 +155,7 @@ def test_descriptors_are_not_inherited(flow: Workflow) -> None:
         os.close(write)
 
 
-@needs(Trait.EXECUTION)
+@needs(Trait.EXECUTION, Capability.OUTPUT)
 def test_output_of_many(flow: Workflow, site: Site) -> None:
     """The outputs of hundreds of jobs are each their own."""
     count = site.many(200)

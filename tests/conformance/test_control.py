@@ -32,13 +32,7 @@ def size(path: Path) -> int:
 
 def rests(site: Site, path: Path) -> None:
     """Wait until nobody writes to this file any more."""
-
-    def still() -> bool:
-        before = size(path)
-        time.sleep(0.3 * site.latency)
-        return size(path) == before
-
-    site.until(still, f"{path.name} rests")
+    site.rests(lambda: size(path), f"{path.name} rests")
 
 
 @needs(Capability.SUSPEND)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wfl import JobTemplate, Task, Workflow, shell
+from wfl import Capability, JobTemplate, Task, Workflow, shell
 from wfl.testing.conformance.site import Field, Trait, needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = needs(Trait.EXECUTION, Field("job_environment"))
+pytestmark = needs(Trait.EXECUTION, Field("job_environment"), Capability.OUTPUT)
 
 
 def test_job_environment(flow: Workflow) -> None:

@@ -43,9 +43,9 @@ def test_times(site: Site, flow: Workflow) -> None:
 @needs(Trait.EXECUTION)
 def test_wallclock_time(flow: Workflow) -> None:
     """The wallclock time is how long the job ran."""
-    info = known(flow.run("sleep", "0.5").wait().info())
+    info = known(flow.run("sleep", "1").wait().info())  # some systems tell times in whole seconds
     assert info.wallclock_time is not None
-    assert info.wallclock_time >= timedelta(seconds=0.45)
+    assert info.wallclock_time >= timedelta(seconds=0.95)
 
 
 @needs(Trait.EXECUTION, Capability.RUSAGE)

@@ -16,6 +16,8 @@ from wfl.testing.conformance.programs import Program
 from wfl.testing.conformance.site import Field, Site, Trait, needs, quoted
 
 pytestmark = needs(Trait.STORE)
+SESSIONS = ("kept", "one", "two")
+"""Names that return from case to case: what a session of these has left is removed after each."""
 
 Start = Callable[..., Program]
 MakeFlow = Callable[..., Workflow]
@@ -184,7 +186,7 @@ def test_undetached_ends(site: Site, store: Path, make_flow: MakeFlow) -> None:
     assert found.wait(site.within(30)).state is JobState.FAILED
 
 
-@needs(*DETACHED)
+@needs(*DETACHED, Capability.OUTPUT)
 def test_detached_runs_on(site: Site, program: Start, store: Path, again: Callable[[], Workflow], shared: Path) -> None:
     """A detached job outlives the program that ended; a new one finds it RUNNING, waits for it, and learns exit status
     and output (design point 9).
@@ -198,7 +200,7 @@ def test_detached_runs_on(site: Site, program: Start, store: Path, again: Callab
     assert job.output() == "over"
 
 
-@needs(*DETACHED)
+@needs(*DETACHED, Capability.OUTPUT)
 def test_detached_ends_alone(
     site: Site, program: Start, store: Path, again: Callable[[], Workflow], shared: Path
 ) -> None:

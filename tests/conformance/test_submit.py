@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wfl import InvalidArgumentError, JobState, JobTemplate, Task, Workflow, shell
+from wfl import Capability, InvalidArgumentError, JobState, JobTemplate, Task, Workflow, shell
 from wfl.testing.conformance.site import Trait, needs
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_session_name(site: Site, make_flow: Callable[..., Workflow]) -> None:
     assert flow.session.name == job.tasks[0].session_name == "conformance-of-names"
 
 
-@needs(Trait.EXECUTION)
+@needs(Trait.EXECUTION, Capability.OUTPUT)
 def test_exact_arguments(flow: Workflow) -> None:
     """Arguments arrive exactly: blanks, quotes, globs, line breaks, empty ones, non-ASCII; no shell is between."""
     words = ["a b", "", "*", "$HOME", "`id`", "'\"", "\\n", "two\nlines", "-n", "ü–漢", "a;b", "#c", " "]
@@ -158,14 +158,14 @@ def test_exact_arguments(flow: Workflow) -> None:
     assert job.output() == "".join(f"[{word}]" for word in words)
 
 
-@needs(Trait.EXECUTION)
+@needs(Trait.EXECUTION, Capability.OUTPUT)
 def test_shell_line(flow: Workflow) -> None:
     """`shell` runs a line with pipes and variables by /bin/sh."""
     job = flow.run(shell("x=b; printf '%s\\n' c a $x | sort | tr '\\n' -"))
     assert job.output() == "a-b-c-"
 
 
-@needs(Trait.EXECUTION)
+@needs(Trait.EXECUTION, Capability.OUTPUT)
 def test_long_argument(flow: Workflow) -> None:
     """An argument of 100 kB arrives whole."""
     job = flow.run("/bin/sh", "-c", 'printf %s "$1" | wc -c', "sh", "x" * 100_000)

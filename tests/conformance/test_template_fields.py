@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wfl import DeniedByDrmsError, JobState, JobTemplate, UnsupportedAttributeError, Workflow, shell
+from wfl import Capability, DeniedByDrmsError, JobState, JobTemplate, UnsupportedAttributeError, Workflow, shell
 from wfl.testing.conformance.site import Command, Field, Trait, needs
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def make_open(directory: Path) -> None:
     directory.chmod(0o777)
 
 
-@needs(Trait.SHARED, Field("working_directory"))
+@needs(Trait.SHARED, Field("working_directory"), Capability.OUTPUT)
 def test_working_directory(flow: Workflow, shared: Path) -> None:
     """A job runs in its working directory."""
     directory = shared / "a place"
@@ -120,7 +120,7 @@ def test_working_directory(flow: Workflow, shared: Path) -> None:
     assert os.path.realpath(job.output()) == os.path.realpath(directory)
 
 
-@needs(Trait.SHARED, Field("working_directory"))
+@needs(Trait.SHARED, Field("working_directory"), Capability.OUTPUT)
 def test_relative_command(flow: Workflow, shared: Path) -> None:
     """A command with a relative path is found from the working directory."""
     script = shared / "script"
@@ -129,14 +129,14 @@ def test_relative_command(flow: Workflow, shared: Path) -> None:
     assert flow.run("./script", working_directory=shared).output() == "found"
 
 
-@needs(Trait.SHARED, Field("input_path"))
+@needs(Trait.SHARED, Field("input_path"), Capability.OUTPUT)
 def test_input_path(flow: Workflow, shared: Path) -> None:
     """A job reads its standard input from `input_path`."""
     (shared / "words").write_text("b\na\n")
     assert flow.run("sort", input_path=shared / "words").output() == "a\nb"
 
 
-@needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"))
+@needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"), Capability.OUTPUT)
 def test_stage_in(flow: Workflow, shared: Path) -> None:
     """`stage_in_files` copies a file, under its target's name, to where the job runs, before it starts."""
     make_open(shared / "run")
@@ -146,7 +146,7 @@ def test_stage_in(flow: Workflow, shared: Path) -> None:
     assert (shared / "source").read_text() == "data\n"
 
 
-@needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"))
+@needs(Trait.SHARED, Field("stage_in_files"), Field("working_directory"), Capability.OUTPUT)
 def test_stage_in_directory(flow: Workflow, shared: Path) -> None:
     """`stage_in_files` copies a directory with all that is in it."""
     make_open(shared / "run")
@@ -194,7 +194,7 @@ def test_machine_os(site: Site, flow: Workflow) -> None:
     assert "ATARI_TOS" in str(job.last_error)
 
 
-@needs(Trait.EXECUTION, Field("priority"), Command("nice"), Trait.LOCAL)
+@needs(Trait.EXECUTION, Field("priority"), Command("nice"), Trait.LOCAL, Capability.OUTPUT)
 def test_priority_is_niceness(flow: Workflow) -> None:
     """A lower priority makes a local process nicer."""
     before, after = flow.run("nice").output(), flow.run("nice", priority=-3).output()

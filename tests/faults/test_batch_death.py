@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ssh
 from tests.clusters import left_in
 from tests.containers import lacking
 from tests.faults.machine import PATIENCE, Program, children_of, command_of, slowness, wait_until
@@ -32,11 +33,13 @@ BEGIN = """
 import logging, os, signal, sys, time
 from wfl import Workflow, shell
 from wfl.contexts.batch.slurm import SlurmContext
+from wfl.contexts.ssh import SshContext
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-directory, name, conf, *rest = sys.argv[1:]
+directory, name, conf, config, *rest = sys.argv[1:]
 def context(**settings):
-    environment = {"SLURM_CONF": conf}
-    return SlurmContext(directory=directory, session_name=name, environment=environment, **settings)
+    via = SshContext("wfl-root", config=config) if config else None
+    environment = {"SLURM_CONF": conf, "PATH": os.environ["PATH"]}
+    return SlurmContext(directory=directory, session_name=name, environment=environment, via=via, **settings)
 """
 MANY = f"""
 with Workflow(context(SETTINGS), raise_errors=True) as flow:
@@ -59,8 +62,9 @@ with Workflow(context(SETTINGS), raise_errors=True) as flow:
 class Cluster:
     """A real Slurm, and what one session has in it."""
 
-    def __init__(self, conf: str, place: Path) -> None:
-        self.conf, self.directory, self.name = conf, place / "jobs", f"death-{uuid.uuid4().hex[:12]}"
+    def __init__(self, conf: str, config: str, place: Path) -> None:
+        self.conf, self.config = conf, config
+        self.directory, self.name = place / "jobs", f"death-{uuid.uuid4().hex[:12]}"
         self.commands = place / "commands"
         self.commands.mkdir()
 
@@ -116,10 +120,10 @@ def conf() -> str:
     return found
 
 
-@pytest.fixture
-def cluster(conf: str, tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(params=["here", "via a login node"])
+def cluster(request: pytest.FixtureRequest, conf: str, tmp_path: Path) -> Iterator[Cluster]:
     """It, and a session of which nothing is left afterwards."""
-    found = Cluster(conf, tmp_path)
+    found = Cluster(conf, "" if request.param == "here" else str(ssh.reached().config), tmp_path)
     yield found
     found.run("scancel", f"--name={found.name}")
     wait_until("our jobs are gone", lambda: not found.queue())
@@ -132,7 +136,7 @@ def run(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
     def start(source: str, settings: str = "detach=False", *arguments: str) -> Program:
         path = f"{cluster.commands}:{os.environ['PATH']}"
-        given = (str(cluster.directory), cluster.name, cluster.conf, *arguments)
+        given = (str(cluster.directory), cluster.name, cluster.conf, cluster.config, *arguments)
         programs.append(Program(BEGIN + source.replace("SETTINGS", settings), tmp_path, *given, PATH=path))
         return programs[-1]
 
@@ -269,9 +273,10 @@ def test_what_is_detached_goes_on(death: signal.Signals, cluster: Cluster, run: 
     assert program.left() == []
     if death == signal.SIGINT:
         (line,) = [line for line in program.log().splitlines() if line.startswith("slurm: ")]
+        via = ", via='wfl-root'" if cluster.config else ""
         assert line.startswith(
             f"slurm: {SINGLES + ELEMENTS} tasks go on; Workflow(SlurmContext(session_name='{cluster.name}', "
-            f"directory='{cluster.directory}')) finds them; to end them: kill_all(), or scancel "
+            f"directory='{cluster.directory}'{via})) finds them; to end them: kill_all(), or scancel "
         )
         assert line.endswith(f" … (and {SINGLES + 1 - 5} more)")
     time.sleep(2)

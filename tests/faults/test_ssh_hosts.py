@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tests.faults.hosts import ALIAS, BOTH, Host, Wire, alive
 from tests.faults.machine import NOTE, PATIENCE, children_of, command_of, noted, stat_of, wait_until
 from tests.faults.servers import free_port, needed
 from wfl import JobState, Workflow, shell
-from wfl.contexts.ssh import clean
+from wfl.contexts.ssh import clean, doctor
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from wfl import Job, Task
     from wfl.contexts.ssh import SshContext
 
+LITTLE = timedelta(seconds=0.1)
 SHELLS = ["dash", "bash", "busybox"]
 ALL = os.fsdecode(bytes(range(1, 256)))
 """Every byte that a text for the system may have."""
@@ -133,7 +135,28 @@ def test_one_host_was_never_there(how: str, host: Host, tmp_path: Path) -> None:
     host.is_empty()
 
 
-def test_one_host_goes_and_comes(host: Host, tmp_path: Path) -> None:
+def test_many_hosts_say_nothing(host: Host, tmp_path: Path) -> None:
+    """However many there are, and however long they may take, those that answer have the jobs at once."""
+    names = [f"silent-{number}" for number in range(6)]
+    config = tmp_path / "config"
+    with Wire(host.port) as wire:
+        wire.swallow(*BOTH)
+        config.write_text(host.entry() + host.entry("silent-*", port=wire.port))
+        begin = time.monotonic()
+        context = host.context([*names, "there"], config=str(config), timeout=PATIENCE)
+        with Workflow(context, raise_errors=True) as flow:
+            flow.run("true").wait(PATIENCE)
+            first = time.monotonic()
+            job = flow.run_array(20, "true")
+            job.synchronize(timeout=PATIENCE)
+            assert machines(job) == ["there"] * 20
+            assert time.monotonic() - first < 5
+        assert time.monotonic() - begin < PATIENCE / 2, "nobody waits for each of them, or for as long as they may take"
+        wire.mend()
+    host.is_empty()
+
+
+def test_one_host_goes_and_comes(host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its jobs stay as they are and end truly; others go elsewhere meanwhile, and to it again afterwards."""
     gate = tmp_path / "gate"
     config = tmp_path / "config"
@@ -145,6 +168,7 @@ def test_one_host_goes_and_comes(host: Host, tmp_path: Path) -> None:
                 task.wait_started(PATIENCE)
             assert machines(job) == ["one"] * 4 + ["two"] * 4
             wire.refuse()
+            wait_until("that is known", lambda: "one: the connection was lost" in caplog.text)
             elsewhere = flow.run_array(4, "true")
             elsewhere.synchronize(timeout=PATIENCE)
             assert machines(elsewhere) == ["two"] * 4
@@ -211,6 +235,59 @@ def test_who_waits_for_room_is_not_lost(host: Host, tmp_path: Path) -> None:
                 assert lines.count(str(number)) == (info.state is JobState.DONE), info
                 assert info.state is JobState.DONE or info.sub_state in ("launch_failure", "lost"), info
             assert len(lines) >= 6
+    host.is_empty()
+
+
+# --- hosts that are not what they were ----------------------------------------------------------------------
+
+
+def test_a_host_is_started_anew(host: Host) -> None:
+    """Its boot id is another one: what ran before has failed with its host, what had ended by then has its own end."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with Wire(host.port) as wire, Workflow(host.context(port=wire.port), raise_errors=False) as flow:
+        job = flow.run_array(3, shell("[ $TASK_ID != 3 ] || exit 7; sleep 600"))
+        for task in (tasks := tasks_of(job))[:2]:
+            task.wait_started(PATIENCE)
+        tasks[2].wait_terminated(PATIENCE)
+        wire.refuse()
+        for pid in started_through(host):  # as nothing lives through a start
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for path in host.jobs.glob("*/*/[0-9]*/*"):
+            text = path.read_text()
+            if f"|{boot}|" in text:
+                path.write_text(text.replace(boot, "another-boot"))
+        wire.mend()
+        for task in tasks[:2]:
+            task.wait_terminated(PATIENCE)
+            info = task.info()
+            assert (info.state, info.sub_state) == (JobState.FAILED, "node_failure"), info
+            assert info.annotation == "there was started anew while it ran"
+        assert tasks[2].info().exit_status == 7
+        assert flow.run("true").wait(PATIENCE).success()
+    host.is_empty()
+
+
+def test_a_clock_that_goes_wrong(host: Host, tmp_path: Path) -> None:
+    """An hour ahead: times are ours all the same, and the doctor says it."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    (commands / "date").write_text(f"#!/bin/sh\necho $(($({needed('date', 'coreutils')} +%s) + 3600))\n")
+    (commands / "date").chmod(0o755)
+    context = host.context(shell=f"/usr/bin/env PATH={commands}:{os.environ['PATH']} /bin/sh")
+    with Workflow(context, raise_errors=True) as flow:
+        begin = datetime.now(UTC)
+        info = flow.run("sleep", "1").wait(PATIENCE).info()
+        end = datetime.now(UTC)
+        assert info is not None
+        assert info.dispatch_time is not None
+        assert info.finish_time is not None
+        assert begin - LITTLE <= info.dispatch_time < info.finish_time <= end + LITTLE
+        assert info.wallclock_time is not None
+        assert timedelta(seconds=1) <= info.wallclock_time <= end - begin
+    assert [line for line in doctor("there", context) if "clock" in line] == [
+        "its clock is 3600 s ahead; times are told by ours"
+    ]
     host.is_empty()
 
 
@@ -291,11 +368,11 @@ def test_a_key_with_a_passphrase(host: Host, homes: str) -> None:
                 with suppress(OSError):
                     assert secret.encode() not in Path(f"/proc/{name}/{kind}").read_bytes()
         job.kill().wait(PATIENCE)
-    assert "passphrase" in why(host.context(ssh.SECRET, **settings), SessionManagementError)
-    wrong = host.context(ssh.SECRET, passphrase="another", **settings)  # noqa: S106 - it is none
-    text = why(wrong, Exception)
+    assert "passphrase" in why(host.context(ssh.SECRET, **settings), DeniedByDrmsError)
+    wrong = host.context(ssh.SECRET, passphrase="no such words", **settings)  # noqa: S106
+    text = why(wrong, DeniedByDrmsError)
     assert ssh.SECRET in text
-    assert "another" not in text
+    assert "no such words" not in text
 
 
 def test_an_agent_has_the_key(host: Host, homes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +564,7 @@ def test_any_text_arrives(name: str, host: Host, tmp_path: Path) -> None:
 
 def test_any_name_of_a_file_arrives(flow: Workflow, tmp_path: Path) -> None:
     """Files of hostile names are staged both ways."""
-    names = [os.fsdecode(bytes(n for n in range(1, 256) if n not in b"/")), "-rf *", "a\nb", "'$(id)'"]
+    names = ["".join(chr(n) for n in range(1, 128) if n != ord("/")), "ünï☃🎉", "-rf *", "a\nb", "'$(id)'"]
     here, there, back = tmp_path / "here", tmp_path / "there", tmp_path / "back"
     for path in (here, there, back):
         path.mkdir()
@@ -536,7 +613,8 @@ print(json.dumps({
     "descriptors": sorted(os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
                           if os.path.exists(f"/proc/self/fd/{name}")),
     "umask": int(status["Umask"], 8), "session": os.getsid(0) == os.getpid(), "group": os.getpgrp() == os.getpid(),
-    "ignored": int(status["SigIgn"], 16), "blocked": int(status["SigBlk"], 16), "home": os.getcwd(),
+    "ignored": int(status["SigIgn"], 16) & ~0x1001000,  # Python itself ignores SIGPIPE and SIGXFSZ
+    "blocked": int(status["SigBlk"], 16), "home": os.getcwd(),
 }))
 """
 
@@ -557,6 +635,7 @@ def test_what_surrounds_a_job(name: str, host: Host) -> None:
             assert [path.rpartition("/")[2] for path in streams] == ["err", "out"], streams
             assert (one["umask"], one["ignored"], one["blocked"]) == (int(told, 8), 0, 0)
             assert (one["session"], one["group"], one["home"]) == (True, True, str(Path.home()))
+        assert int(flow.run("grep", "SigIgn", "/proc/self/status").output().split()[1], 16) == 0
         interrupted = flow.run(shell("kill -INT $$; sleep 600")).wait(PATIENCE)
         info = interrupted.info()
         assert info is not None
@@ -580,7 +659,7 @@ def tree(flow: Workflow, log: Path, line: str) -> Iterator[Job]:
 
 
 GRANDCHILDREN = " ".join(
-    f"{how} sh -c '{NOTE}exec sleep 600' x &" for how in ("", "setsid", "setsid setsid", "nohup setsid -f")
+    f"{how} sh -c '{NOTE}exec sleep 600' x &" for how in ("", "setsid", "setsid setsid", "env setsid")
 )
 """Four of them, of which three are in sessions of their own."""
 
@@ -650,7 +729,9 @@ def test_clean_leaves_nothing(host: Host, tmp_path: Path) -> None:
         job.tasks[0].wait_started(PATIENCE)
         assert clean(context.session_name, context) == 2
         wait_until("none is left", lambda: not alive(log), 10)
-        assert {path.split("/")[0] for path in host.kept()} == {other.session_name}
+        wait_until(
+            "only the other is kept", lambda: {path.split("/")[0] for path in host.kept()} == {other.session_name}
+        )
         assert clean(context.session_name, context) == 0
         assert job.state is JobState.RUNNING
         job.kill().wait(PATIENCE)

@@ -63,6 +63,7 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Replay:
     for name in ("LOOK", "ASK"):
         monkeypatch.setattr(engine, name, (0.0, 0.0))
     monkeypatch.setattr(engine, "GONE", -1.0)
+    monkeypatch.setattr(engine, "LATE", 0.0)
     return replay
 
 
@@ -197,7 +198,7 @@ def test_part_that_is_refused(backend: BatchBackend, replay: Replay) -> None:
     outcomes = backend.submit_array(Submission("program-1", JOB, "1"), range(4), None)
     assert ["parts of the array before that were cancelled" in str(outcome) for outcome in outcomes] == [True] * 4
     assert ["scancel", "12"] in replay.called
-    assert list(backend.place.entries()) == []
+    assert list(backend.place.all_entries()) == []
 
 
 def test_same_id_again(backend: BatchBackend, replay: Replay) -> None:
@@ -268,6 +269,6 @@ def test_an_array_that_was_reaped_in_part(backend: BatchBackend, replay: Replay,
     replay.answers["squeue"] = lambda: LISTED.format("12_3", "RUNNING", "program-1")
     (info,) = again.find([known]).infos
     again.reap([str(info.id)])
-    assert not list(again.place.entries())
+    assert not list(again.place.all_entries())
     again.close(end=False)
     assert not (tmp_path / "s" / "program").exists()

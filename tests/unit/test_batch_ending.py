@@ -17,6 +17,7 @@ from wfl.backend import Action
 from wfl.contexts import undertaker
 from wfl.contexts.batch import client, ending
 from wfl.contexts.batch.command import Commands
+from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import Entry, Place, Wave
 from wfl.contexts.batch.scheduler import Account, Command, Job, Scheduler, Seen
 from wfl.contexts.batch.slurm import Slurm
@@ -118,7 +119,7 @@ class Room:
 
     def end_all(self, program: str = "p", *, keep: bool = False, late: float = 0.0) -> None:
         """As the helper does it."""
-        scheduler = base64.b64encode(pickle.dumps(self.scheduler)).decode()
+        scheduler = base64.b64encode(pickle.dumps((self.scheduler, HERE))).decode()
         ending.end_all(scheduler, self.place.root, program, environment={}, keep=keep, late=late)
 
     @property
@@ -213,7 +214,7 @@ def test_for_a_program_that_comes_back(room: Room) -> None:
     room.end_all(keep=True)
     assert room.jobs == []
     assert json.loads(Path(room.place.path("job", "p-1")).read_text()) == before
-    assert [entry.key for entry in room.place.entries()] == ["p-1"]
+    assert [entry.key for entry in room.place.all_entries()] == ["p-1"]
 
 
 def test_without_a_submission_nothing_is_asked(room: Room) -> None:

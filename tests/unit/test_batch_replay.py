@@ -38,6 +38,13 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay is asked more often than a scheduler that has other users."""
+    monkeypatch.setattr(engine, "LOOK", (0.05, 1.0))
+    monkeypatch.setattr(engine, "ASK", (0.3, 2.0))
+
+
 @pytest.fixture
 def flow(dialect: str, tmp_path: Path) -> Iterator[Workflow]:
     """A workflow on it; what it leaves ends with it."""
@@ -195,7 +202,7 @@ with Workflow(replay.context({dialect!r}, Path({str(tmp_path)!r}), session_name=
 
 
 @pytest.mark.parametrize("array", [False, True])
-@pytest.mark.parametrize("seconds", [0, 3])
+@pytest.mark.parametrize("seconds", [0, 2])
 def test_answer_that_was_lost(dialect: str, tmp_path: Path, seconds: int, array: bool) -> None:  # noqa: FBT001 - a case
     """A submission whose answer was never read is found by its key, while it runs or ended, and not sent again."""
     context = replay.context(dialect, tmp_path, detach=False)

@@ -33,6 +33,7 @@ from wfl.testing import FakeContext, FakeSystem, Outcome
 
 pytest.importorskip("docker", reason="docker-py is not in this environment")
 
+from wfl.contexts import guard
 from wfl.contexts.containers import backend as module
 from wfl.contexts.containers.backend import FAILED_PULL, TRIES, ContainerBackend
 from wfl.contexts.containers.client import NotThereError, UnsentError
@@ -949,7 +950,7 @@ def test_what_closing_cannot_end(room: Room, call: str) -> None:
 
 def test_submission_that_closing_cannot_wait_for(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes too long is left to the helper process, whether its container is there yet or not."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(guard, "PATIENCE", 0.05)
     go_on = threading.Event()
     room.daemon.on["create"] = lambda _: go_on.wait(PATIENCE)
     submitting = in_thread(room.submit)

@@ -163,6 +163,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLibrary]:
     ours = Connection(lambda: found)  # type: ignore[arg-type,return-value]
     monkeypatch.setattr(library, "connection", ours)
     monkeypatch.setattr(backend, "connection", ours)
+    monkeypatch.setattr(backend, "RECORD", 1.0)
     yield found
     assert found.calls["initialize"] == found.calls["exit"]
 

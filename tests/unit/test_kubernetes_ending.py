@@ -166,8 +166,9 @@ def test_what_is_kept_is_cancelled() -> None:
     ]
 
 
-def test_what_has_just_ended_is_no_more_cancelled() -> None:
+def test_what_has_just_ended_is_no_more_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Job is told to be over two seconds later; an array goes on while there are elements without an end."""
+    monkeypatch.setattr(facts, "LATE", 0.0)
     array = job("k-2")
     array["spec"]["completions"] = 2
     server = Server(job("k-1"), array, pods=[pod("k-1", over=True), pod("k-2", over=True)])

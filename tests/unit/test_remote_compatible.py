@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,12 +28,13 @@ from tests.unit.test_remote_fake import (
     swallowed,
     unheard,
 )
-from wfl import JobState, JobTemplate
-from wfl.backend import Action, Known
+from wfl import JobState, JobTemplate, MonitoringSession
+from wfl.backend import Action, Known, Submission
 from wfl.contexts import undertaker
 from wfl.contexts.remote import RemoteContext, ending
 from wfl.contexts.remote import compatible_backend as module
 from wfl.contexts.remote.backend import RemoteBackend
+from wfl.contexts.remote.compatible import Calls
 from wfl.contexts.remote.compatible_backend import CompatibleBackend
 from wfl.errors import (
     DeniedByDrmsError,
@@ -257,6 +259,52 @@ def test_later_program_finds_jobs_by_their_ids(server: JobServer, opened: Open, 
     answer = second.backend.find([Known("x", None, JobTemplate()), Known("y", "nobody", JobTemplate())])
     assert [info.sub_state for info in answer.infos] == ["lost"]
     assert answer.gone == ["y"]
+
+
+def test_ids_are_written_down_at_once(
+    server: JobServer, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered is found by other programs, also if this one is killed in the next moment."""
+    monkeypatch.setattr("wfl.persistence.FLUSH", 3600.0)
+    store = tmp_path / "jobs.db"
+    task = ran(opened(store=store, detach=True), "stay")
+    (found,) = opened(store=store, detach=True).get_jobs()
+    assert found.id == task.id
+    assert found.id in server.jobs
+
+
+def test_a_job_that_another_program_is_just_submitting(
+    server: JobServer, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has seen it before it had an id learns that, too."""
+    store, go = tmp_path / "jobs.db", threading.Event()
+    first, second = (opened(store=store, detach=True) for _ in range(2))
+    add = Calls.add
+
+    def slowly(self: Calls, submission: Submission) -> str:
+        assert go.wait(PATIENCE)
+        return add(self, submission)
+
+    monkeypatch.setattr(Calls, "add", slowly)
+    tasks: list[Task] = []
+    submitting = threading.Thread(target=lambda: tasks.append(ran(first, "stay")))
+    submitting.start()
+    eventually(second.get_jobs)
+    (found,) = second.get_jobs()
+    go.set()
+    submitting.join(PATIENCE)
+    eventually(lambda: found.state is JobState.RUNNING)
+    assert found.id == tasks[0].id
+    server.end(found.id)
+    over(second, found)
+    assert found.state is JobState.DONE
+
+
+def test_nothing_is_shown_of_the_system(server: JobServer) -> None:
+    """A monitoring session says why there is none."""
+    del server
+    with pytest.raises(UnsupportedOperationError, match="shows nothing of the server's system"):
+        MonitoringSession(RemoteContext(URL, protocol="compatible"))
 
 
 def test_closing_ends_and_removes(server: JobServer, opened: Open, helper: NoHelper) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("httpx", reason="httpx is not in this environment")
 
 import httpx
 
-from wfl.contexts import staging
+from wfl import staging
 from wfl.contexts.remote import client, connection, events
 
 URL = "http://localhost:1"

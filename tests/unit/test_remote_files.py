@@ -23,7 +23,7 @@ from tests.unit.test_remote_fake import (
     swallowed,
     unheard,
 )
-from wfl.contexts import staging
+from wfl import staging
 from wfl.contexts.remote import files, following, v1
 from wfl.contexts.remote.client import Client
 from wfl.contexts.remote.following import Followers

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "binary", "clean"]
-CONTEXTS_MAY_IMPORT = {
-    f"wfl.{name}" for name in ("backend", "context", "drmaa2", "errors", "placeholders", "program", "threads", "timing")
-}
+TARGETS = ["run", "test", "test-all", "services", "lint", "types", "bench", "docs", "conformance", "binary", "clean"]
+SHARED = ("backend", "context", "drmaa2", "errors", "extras", "placeholders", "program", "staging", "threads", "timing")
+CONTEXTS_MAY_IMPORT = {f"wfl.{name}" for name in SHARED}
 
 
 def output_of(*command: str, directory: Path = ROOT) -> str:

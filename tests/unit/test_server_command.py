@@ -11,19 +11,19 @@ import ssl
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
 
 import pytest
 
 from tests.asgi import API, SESSION, until
+from tests.server import PATIENCE, Running
 from wfl.errors import InvalidArgumentError
 from wfl.server import __main__ as command
 from wfl.server.serving import Tls, is_loopback, listen
-
-PATIENCE = 30
 
 
 def run(*arguments: object) -> int:
@@ -173,64 +173,29 @@ except wfl.errors.SessionManagementError as error:
     assert "pip install 'wfl-sdk[server]'" in done.stdout
 
 
+def test_the_command_wfl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`wfl` is installed as a script, does the same, and calls itself so; without the extra it says what to install."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    main = resolve_name(project["scripts"]["wfl"])
+    assert main(["token", "create", "alice", "--directory", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("wfl_")
+    assert run("token", "list", "--directory", tmp_path) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["serve", "--help"])
+    ours = capsys.readouterr().out.partition("usage: ")[2]
+    with pytest.raises(SystemExit, match="0"):
+        run("serve", "--help")
+    assert ours.startswith("wfl serve ")
+    assert capsys.readouterr().out.split()[-20:] == ours.split()[-20:]
+    lacks = (
+        "import sys; sys.modules['uvicorn'] = None; import wfl.__main__ as command; sys.exit(command.main(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", lacks], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the job server needs starlette and uvicorn: pip install 'wfl-sdk[server]'")
+
+
 # -- on sockets --
-
-
-class Running:
-    """A server in a process of its own."""
-
-    def __init__(self, directory: Path, *arguments: object, context: str = "process") -> None:
-        self.directory, self._arguments, self._context = directory, arguments, context
-        with contextlib.redirect_stdout(io.StringIO()) as shown:
-            run("token", "create", "alice", "--directory", directory)
-        self.token = shown.getvalue().strip()
-        self.start()
-
-    def start(self) -> None:
-        """Begin; it is there when its port answers."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        words = ("--directory", self.directory, "--listen", f"127.0.0.1:{self.port}", "--context", self._context)
-        line = [sys.executable, "-m", "wfl.server", "--log-level", "warning", "serve", *words, *self._arguments]
-        self.process = subprocess.Popen([*map(str, line)])
-
-        def answers() -> bool:
-            assert self.process.poll() is None, "it has ended"
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return True
-            return False
-
-        until(answers)
-
-    def request(self, method: str, path: str, body: object = None, tls: ssl.SSLContext | None = None) -> Any:
-        """Ask; the status and what is in the body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        if tls is not None:
-            connection = http.client.HTTPSConnection("localhost", self.port, timeout=PATIENCE, context=tls)
-        with contextlib.closing(connection):
-            headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            text = answer.read()
-            return answer.status, json.loads(text) if text.startswith(b"{") else text
-
-    def start_job(self, command: str, *args: str, key: str = "k") -> str:
-        """Start one; its id."""
-        body = {"jobs": [{"key": key, "template": {"remoteCommand": command, "args": args}}]}
-        status, answer = self.request("POST", f"{SESSION}/jobs", body)
-        assert status == 200, answer
-        return str(answer["jobs"][0]["id"])
-
-    def state(self, id: str) -> str:
-        """The state of a job."""
-        return str(self.request("GET", f"{API}/jobs/{id}")[1]["info"]["state"])
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; its exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture

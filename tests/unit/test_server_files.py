@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.asgi import API, SESSION, Answer, Client, Served, ended, started, state, submit, until
-from wfl.contexts import staging
+from wfl import staging
 from wfl.contexts.process import ProcessContext
 from wfl.errors import DrmCommunicationError
 from wfl.server import Policy, ServerLimits
@@ -502,18 +502,19 @@ def test_a_slow_upload(serve: Serve) -> None:
 
 
 def test_two_who_write_at_once(serve: Serve) -> None:
-    """Only one writes to an upload at a time."""
+    """Only one writes to an upload at a time; where it waits for more, which may never come, it makes way."""
     served = serve(FakeSystem())
     id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
     stream = served.alice.begin("PUT", f"{SESSION}/uploads/{id}?offset=0", {})
     stream.say(b"x")
-    until(served.server.files.upload("alice", "s", id).busy.locked)
-    assert served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", b"y").error == (409, "InvalidStateError")
+    until(lambda: served.server.files.upload("alice", "s", id).waits)
     assert finish(served.alice, id, b"x").error == (409, "InvalidStateError")
-    stream.say(b"", more=False)
+    assert served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", b"y").error == (409, "InvalidStateError")
     while stream.step():
         pass
-    assert stream.status == 200
+    assert stream.status == 408
+    assert served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", b"y").status == 200
+    assert finish(served.alice, id, b"y").status == 200
 
 
 def test_paths_of_the_server_where_they_are_allowed(serve: Serve, tmp_path: Path) -> None:

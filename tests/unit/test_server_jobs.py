@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.asgi import API, SESSION, Served, ended, started, state, submit, until
+from tests.asgi import API, PATIENCE, SESSION, Served, ended, started, state, submit, until
 from wfl import errors
 from wfl.backend import ended as ended_fact
-from wfl.drmaa2 import Capability, JobTemplate
+from wfl.drmaa2 import Capability, JobTemplate, MachineInfo, QueueInfo
 from wfl.server import Anybody, Policy, ServerLimits
 from wfl.server.jobs import check_indexes
 from wfl.session import JobSession
@@ -238,8 +238,12 @@ def test_a_death_between_writing_down_and_submitting(
     assert [submission.key for submission in system.submitted] == written
 
 
-def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the session had written down, but the system never had, is started when the same request comes again."""
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
+    """What the session had written down, but the system never had, is started when the same request comes again.
+
+    Also when the server was restarted once more in between.
+    """
     system = FakeSystem()
     served = serve(system)
     store = served.directory / "data" / "jobs.db"
@@ -255,9 +259,33 @@ def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.Monk
     system.submitted.clear()
     served.start()
     until(lambda: state(served.alice, first["id"]) == "failed")
+    for _ in range(restarts):
+        served.restart()
     assert submit(served.alice, {"remoteCommand": "x"}) == [first]
     assert ended(served.alice, first["id"]) == "done"
     assert [submission.key for submission in system.submitted] == [first["id"]]
+
+
+def test_a_death_that_is_not_settled_yet(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the system does not say whether it has a job, the same request is not answered as if it had."""
+    system = FakeSystem()
+    served = serve(system)
+    store = served.directory / "data" / "jobs.db"
+    (first,) = submit(served.alice, {"remoteCommand": "x"})
+    ended(served.alice, first["id"])
+    served.stop()
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute("update tasks set phase = 1, info = null, id = key, program = ''")
+    monkeypatch.setattr(system, "_jobs", {})
+    system.submitted.clear()
+    system.fail("find", BROKEN)
+    served.start()
+    body = {"jobs": [{"key": "key 0", "template": {"remoteCommand": "x"}}]}
+    assert served.alice.post(f"{SESSION}/jobs", body).error == (503, "TryLaterError")
+    until(lambda: state(served.alice, first["id"]) == "failed")
+    assert submit(served.alice, {"remoteCommand": "x"}) == [first]
+    assert ended(served.alice, first["id"]) == "done"
+    assert len(system.submitted) == 1
 
 
 def test_a_death_in_the_middle_of_an_array(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +493,52 @@ def test_listing_in_pages(serve: Serve) -> None:
     done = served.alice.get(f"{SESSION}/jobs?state=done").json()
     assert [job["id"] for job in done["jobs"]] == ids[0:5:2]
     assert served.alice.get(f"{API}/sessions/other/jobs").json() == {"jobs": [], "cursor": None}
+
+
+def test_all_that_live(serve: Serve) -> None:
+    """Jobs that have not ended are listed, of all sessions and in pages: one's own, to administrators everybody's."""
+    served = serve(FakeSystem({"stay": FOREVER}))
+    stay = {"remoteCommand": "stay"}
+    ((one,), (two,)) = (submit(served.alice, stay, session=name) for name in ("a", "b"))
+    array = served.bob.post(f"{API}/sessions/a/arrays", {"template": stay, "indexes": [0, 3, 1]}).json()
+    three = [job["id"] for job in array["jobs"]]
+    ended(served.alice, started(served.alice, "x"))
+
+    def told(client: Any, query: str = "") -> list[tuple[str, str, str]]:
+        jobs = client.get(f"{API}/jobs{query}").json()["jobs"]
+        assert all(job["info"]["state"] != "done" for job in jobs)
+        return [(job["identity"], job["session"], job["id"]) for job in jobs]
+
+    mine = [("alice", "a", one["id"]), ("alice", "b", two["id"])]
+    theirs = [("bob", "a", id) for id in three]
+    assert told(served.alice) == mine
+    assert told(served.bob) == theirs
+    assert told(served.root) == mine + theirs
+    assert told(served.root, "?session=a") == mine[:1] + theirs
+    assert told(served.alice, "?session=none") == []
+    page = served.root.get(f"{API}/jobs?limit=3").json()
+    assert told(served.root, f"?cursor={page['cursor']}") == theirs[1:]
+    assert served.open.get(f"{API}/jobs").error == (401, "DeniedByDrmsError")
+
+
+def test_the_system_as_a_whole(serve: Serve) -> None:
+    """Machines, queues and categories are those of the server's system; of images those that are allowed."""
+    system = FakeSystem()
+    system.machines = [MachineInfo(name="node", cores=4)]
+    system.queues = [QueueInfo(name="long")]
+    served = serve(system)
+
+    def told(what: str) -> Any:
+        return served.alice.get(f"{API}/system/{what}").json()[what]
+
+    assert told("machines") == [{"name": "node", "cores": 4}]
+    assert told("queues") == [{"name": "long"}]
+    assert told("categories") == ["fake"]
+    assert served.alice.get(f"{API}/system/else").error == (404, "InvalidArgumentError")
+    system.fail("monitor", BROKEN)
+    assert served.alice.get(f"{API}/system/machines").error == (503, "DrmCommunicationError")
+    narrow = serve(FakeSystem(), policy=Policy(images=["busybox", "mine/*"]))
+    assert narrow.alice.get(f"{API}/system/categories").json()["categories"] == ["busybox"]
 
 
 @pytest.mark.parametrize(
@@ -736,7 +810,7 @@ def test_too_many_at_once(serve: Serve) -> None:
     """Where all threads are busy and enough requests wait for one, more are told to come again."""
     system = FakeSystem()
     system.slow["submit"] = 0.5
-    served = serve(system, limits=ServerLimits(threads=1, waiting=1))
+    served = serve(system, limits=ServerLimits(threads=1, threads_each=1, waiting=1, waiting_each=1))
     body = {"jobs": [{"template": {"remoteCommand": "x"}}]}
     statuses: list[int] = []
     threads = [
@@ -748,6 +822,34 @@ def test_too_many_at_once(serve: Serve) -> None:
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [200, 200, 503, 503, 503, 503]
+
+
+def test_one_slow_identity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever one identity has under way, others get their turn; where too much of its own waits, it is told so."""
+    served = serve(limits=ServerLimits(threads=3, threads_each=2, waiting=100, waiting_each=2))
+    go, submit = threading.Event(), served.server.ledger.submit
+
+    def slowly(owner: tuple[str, str], asked: Any) -> Any:
+        assert owner[0] == "bob" or go.wait(PATIENCE)
+        return submit(owner, asked)
+
+    monkeypatch.setattr(served.server.ledger, "submit", slowly)
+    body = {"jobs": [{"template": {"remoteCommand": "x"}}]}
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(served.alice.post(f"{SESSION}/jobs", body).status))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(statuses) == 2)
+    assert served.bob.post(f"{SESSION}/jobs", body).status == 200
+    assert statuses == [503, 503]
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 200, 200, 200, 503, 503]
+    assert served.alice.post(f"{SESSION}/jobs", body).status == 200
 
 
 def test_draining(serve: Serve) -> None:

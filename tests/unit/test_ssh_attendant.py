@@ -576,6 +576,19 @@ def test_all_or_none_are_started(begin: Open) -> None:
     assert not mark.exists()
 
 
+def test_what_is_in_the_way_stays(begin: Open) -> None:
+    """Where a directory is there already, because its job is or must never begin, that is not removed."""
+    one = begin()
+    one.own()
+    one.run("p-1", "sleep", "1000")
+    one.call("w_forbid", OWNER, "p/2")
+    for there in (1, 2):
+        with pytest.raises(RefusedError):
+            one.start(*(Submission(f"p-{n}", template("true"), f"p-{n}") for n in (3, there)))
+    seen = one.look("p-1", "p-2", "p-3")
+    assert (seen["p-1"].where, seen["p-2"].never_began, seen["p-3"].where) == ("running", True, "gone")
+
+
 def test_a_program_that_cannot_be_owned(begin: Open) -> None:
     """A directory that cannot be made is a refusal."""
     one = begin()
@@ -1067,7 +1080,12 @@ def test_the_lease_ends_jobs(begin: Open, clock: Clock) -> None:
     two = begin()
     seen = two.look("p-1", "q-1")
     assert (seen["p-1"].where, seen["q-1"].where) == ("ended", "running")
-    assert attendant.ended_as(seen["p-1"], two.hello, "host").terminating_signal == "SIGKILL"
+    info = attendant.ended_as(seen["p-1"], two.hello, "host")
+    assert info.terminating_signal == "SIGKILL"
+    assert info.annotation == "host ended it: it had heard nothing of the program for as long as the lease"
+    two.call("w_follow", "q")
+    two.call("w_signal", "KILL", "q/1")
+    assert two.end("q-1").annotation is None
     assert not list(two.root.glob("guard.*"))
     assert not list(two.root.glob("beat.*"))
 

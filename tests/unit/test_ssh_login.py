@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,14 +231,29 @@ def test_match(find: Find) -> None:
     assert find("bob@b", *lines, "Match localuser ann !user bob", "Port 4").port == 22
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # those of what paramiko runs commands with
-def test_match_by_a_command(find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command may say whether a block counts."""
-    with open(os.devnull, encoding="utf-8") as nothing:  # else it reads what this program is given
-        monkeypatch.setattr("sys.stdin", nothing)
-        assert find("a", "Match exec 'test %h = a'", "Port 4").port == 4
-        assert find("a", "Match exec 'test %h = b'", "Port 4").port == 22
-    gc.collect()
+def test_match_by_a_command(find: Find) -> None:
+    """A command may say whether a block counts; it is not given what this program reads."""
+    assert find("a", "Match exec 'test %h = a'", "Port 4").port == 4
+    assert find("a", "Match exec 'test %h = b'", "Port 4").port == 22
+    assert find("a", "Match !exec 'test %h = b'", "Port 4").port == 4
+    assert find("a", "Match exec 'test /dev/stdin -ef /dev/null'", "Port 4").port == 4
+
+
+@pytest.mark.parametrize(
+    "word", ["canonical", "tagged x", "localnetwork 10.0.0.0/8", "version *", "!tagged x", "nonsense x"]
+)
+def test_match_by_what_is_not_known(find: Find, word: str) -> None:
+    """A block whose condition cannot be told does not count, even turned round."""
+    assert find("a", f"Match {word}", "Port 4", "Host a", "Port 5").port == 5
+    assert find("a", f"Match host a {word}", "Port 4", "Host a", "Port 5").port == 5
+
+
+def test_match_at_the_end(find: Find) -> None:
+    """Final blocks count after all others, once, by what those have said."""
+    lines = ["Match final host a.example", "Port 4", "IdentityFile /final", "Host a", "IdentityFile /a"]
+    assert find("a", *lines, "HostName a.example").port == 4
+    assert find("a", *lines, "HostName a.example").keys == ("/a", "/final")
+    assert find("a", *lines).port == 22
 
 
 # --- files in it ------------------------------------------------------------------------------------------
@@ -275,6 +288,13 @@ def test_a_file_that_is_included_for_one_host(find: Find, home: Path) -> None:
     (home / ".ssh/inner").write_text("Port 7\n")
     lines = ["Host a", "Include inner", "Host *", "Port 8"]
     assert [find(name, *lines).port for name in "ab"] == [7, 8]
+
+
+def test_a_host_in_a_file_that_is_included_for_others(find: Find, home: Path) -> None:
+    """Whatever a file says of its hosts, it counts only where the file itself does."""
+    (home / ".ssh/inner").write_text("Host *\nPort 7\nMatch all\nUser bob\nMatch exec 'exit 0'\nHostName x\n")
+    lines = ["Host a", "Include inner", "Host *", "Port 8"]
+    assert [find(name, *lines).place for name in "ab"] == ["bob@x:7", "ann@b:8"]
 
 
 def test_a_file_in_a_file_for_one_host(find: Find, home: Path) -> None:

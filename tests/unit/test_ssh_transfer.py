@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.ssh_server import Disk, Wire
 from wfl.contexts.ssh import transfer
+from wfl.contexts.ssh.line import LOST
 from wfl.contexts.ssh.transfer import PIECE, Copies
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError, WflError
 
@@ -286,6 +289,30 @@ def test_fetching_goes_on_where_it_was(copies: Copies, wire: Wire, disk: Disk, h
     for number in range(3):
         assert (here / f"back/{number}").read_bytes() == data(SEVERAL)
         assert facts(here / f"back/{number}") == (0o640, YEAR_2001)
+
+
+def test_a_break_is_told_once(wire: Wire, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads is told that the connection broke off, wherever it did; no thread of the client prints it."""
+    printed: list[object] = []
+    monkeypatch.setattr("threading.excepthook", printed.append)
+    written(disk.root / "file", data(MANY))
+    for cut in range(0, 8 * PIECE, PIECE):
+        disk.cut = cut
+        with pytest.raises(LOST), wire.files() as client:
+            transfer.read_part(client, "/file", 0, MANY)
+    end = time.monotonic() + 10
+    while any("quietly" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert printed == []
+
+
+def test_a_break_is_no_end(wire: Wire, disk: Disk) -> None:
+    """A small file whose reading broke off is not taken for a shorter one."""
+    written(disk.root / "file", data(PIECE))
+    disk.cut = PIECE // 2
+    with pytest.raises(LOST), wire.files() as client:
+        transfer.read_all(client, "/file")
 
 
 def test_no_other_connection(disk: Disk, here: Path) -> None:

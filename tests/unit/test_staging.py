@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wfl.contexts.staging import CHUNK, pack, unpack
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError, WflError
+from wfl.staging import CHUNK, pack, unpack
 
 HUGE = 9 << 30  # bytes: more than the plain form of a header can say
 YEAR_2001 = 1_000_000_000.25

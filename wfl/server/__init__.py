@@ -4,9 +4,9 @@
 docs/server.md says who talks to whom, and what is refused unless it is allowed.
 """
 
-from importlib import import_module
+from wfl.extras import needed
 
-with import_module("wfl.contexts.extras").needed("server", "the job server needs starlette and uvicorn"):
+with needed("server", "the job server needs starlette and uvicorn"):
     import starlette
     import uvicorn
 

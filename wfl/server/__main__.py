@@ -1,4 +1,4 @@
-"""The commands of the job server: `python -m wfl.server serve`, `token`, `password`, `certificate`, `identity`."""
+"""The commands of the job server: `python -m wfl.server serve`, `token`, `password`, `certificate`, `remove`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     from wfl.server.identities import Guardian
 
+PROGRAM = "python -m wfl.server"
 IDENTITIES = "identities.json"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status."""
-    options = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, *, program: str = PROGRAM) -> int:
+    """Run one command; its exit status. `program` is what it was called as."""
+    options = _parser(program).parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         status: int = options.command(options)
@@ -109,7 +110,7 @@ def _guardian(options: argparse.Namespace, directory: Path) -> Guardian:
         return Anybody()
     identities = Identities(_identities_path(options, directory), passwords=_limits(options.limit).passwords)
     if identities.empty:
-        words = "python -m wfl.server token create NAME --directory DIR makes one; --no-authentication needs none"
+        words = f"{PROGRAM} token create NAME --directory DIR makes one; --no-authentication needs none"
         raise InvalidArgumentError(f"nobody could use this server: {identities.path} has no identity. {words}")
     return identities
 
@@ -235,8 +236,8 @@ def _remove_identity(options: argparse.Namespace) -> int:
 # --- the command line -------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m wfl.server", description="Offer a context of wfl over HTTP.")
+def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program, description="Offer a context of wfl over HTTP.")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve until it is told to stop"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from wfl.server.workers import Workers
 from wfl.session import JobSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from starlette.requests import Request
     from starlette.types import ASGIApp
@@ -48,6 +48,8 @@ VERSION_PATH = "/api/v1"
 LEGACY_PATH = "/jobserver/jobmanagement"
 TIDY = 60.0
 """Seconds between two looks for what nobody needs any more."""
+OWN = ""
+"""What the server does by itself, among what identities ask for; none of them is called that."""
 _DEFAULT_SESSION = "wfl"
 
 
@@ -154,7 +156,7 @@ class JobServer:
             await asyncio.sleep(TIDY)
             self.hub.tidy()
             try:
-                await self.reading.run(self.files.remove_unused)
+                await self.reading.run(OWN, self.files.remove_unused)
             except WflError as error:
                 log.warning("looking for what nobody needs: %s", error)
 
@@ -189,15 +191,17 @@ class JobServer:
         if self.policy.images is not None:
             return sorted(image for image in self.policy.images if not set(image) & set("*?["))
         try:
-            monitor = self.context.monitor()
+            return list(self.system("categories"))
         except WflError:
             return []
-        try:
-            return list(monitor.categories())
-        except WflError:
-            return []
-        finally:
-            monitor.close()
+
+    def system(self, what: str) -> Sequence[Any]:
+        """What the system has of "machines", "queues" or "categories"; blocks. Raises what it says."""
+        if what == "categories" and self.policy.images is not None:
+            return self.categories()
+        with closing(self.context.monitor()) as monitor:
+            found: Sequence[Any] = getattr(monitor, what)()
+            return found
 
     # -- how it answers --
 
@@ -228,7 +232,7 @@ class JobServer:
     async def show_metrics(self, request: Request) -> Response:
         """What it counts."""
         request.scope["state"]["route"] = "/metrics"
-        states = await self.looking.run(self.ledger.counts)
+        states = await self.looking.run(OWN, self.ledger.counts)
         gauges = {
             "wfl_requests_waiting": float(self.acting.pending + self.looking.pending + self.reading.pending),
             "wfl_draining": float(self.draining),

@@ -114,9 +114,9 @@ class Compatible:
         found = self._find(request, id)
         return _success([job.id for job in found.jobs] if isinstance(found, Array) else [])
 
-    async def list_job_categories(self, request: Request) -> Response:  # noqa: ARG002 - the same for everybody
+    async def list_job_categories(self, request: Request) -> Response:
         """The images, queues or classes that a template may name; null where none are known."""
-        found = await self._server.looking.run(self._server.categories)
+        found = await self._server.looking.run(_owner(request)[0], self._server.categories)
         return _success(found or None)
 
     # -- submitting --
@@ -149,7 +149,8 @@ class Compatible:
     async def _submit(self, request: Request, asked: Asked) -> Response:
         server = self._server
         try:
-            (answer,) = await server.acting.run(server.ledger.submit, _owner(request), [asked])
+            owner = _owner(request)
+            (answer,) = await server.acting.run(owner[0], server.ledger.submit, owner, [asked])
         except WflError as error:
             answer = error
         if isinstance(answer, Array) and not answer.jobs:
@@ -168,7 +169,11 @@ class Compatible:
         if not id:
             return _missing("jobID")
         found = self._find(request, id)
-        info = None if found is None else await self._server.looking.run(self._server.ledger.info, found)
+        info = (
+            None
+            if found is None
+            else await self._server.looking.run(_owner(request)[0], self._server.ledger.info, found)
+        )
         state = JobState.UNDETERMINED if info is None else info.state
         return _success({"JobState": str(state), "JobSubState": (info.sub_state if info else None) or ""})
 
@@ -180,7 +185,7 @@ class Compatible:
         found = self._find(request, id)
         if found is None:
             return _success({**info_of(None), "Error": UNKNOWN_JOB})
-        info = await self._server.looking.run(self._server.ledger.info, found)
+        info = await self._server.looking.run(_owner(request)[0], self._server.ledger.info, found)
         if info.annotation:
             info = info.replace(annotation=self._server.ledger.shown(info.annotation))
         return _success({**info_of(info), "Error": ""})
@@ -200,7 +205,7 @@ class Compatible:
         if verb is None:
             return _success(f"undefined job operation {action}")
         jobs = [job for job in found.jobs if job.task is not None and (job.array is None or not job.ended)]
-        return await self._acted(lambda: self._server.ledger.control(jobs, verb))
+        return await self._acted(request, lambda: self._server.ledger.control(jobs, verb))
 
     async def delete_job(self, request: Request) -> Response:
         """Forget a job that has ended: "" or why not."""
@@ -213,11 +218,11 @@ class Compatible:
         if found is None:
             return _success(UNKNOWN_JOB)
         jobs = found.jobs
-        return await self._acted(lambda: self._server.ledger.reap(jobs))
+        return await self._acted(request, lambda: self._server.ledger.reap(jobs))
 
-    async def _acted(self, act: Callable[[], Mapping[str, WflError]]) -> Response:
+    async def _acted(self, request: Request, act: Callable[[], Mapping[str, WflError]]) -> Response:
         try:
-            failures = await self._server.acting.run(act)
+            failures = await self._server.acting.run(_owner(request)[0], act)
         except WflError as error:
             return _success(self._words(error))
         return _success(next((self._words(error) for error in failures.values()), ""))

@@ -14,10 +14,10 @@ import tarfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
+from wfl import staging
 from wfl.backend import INDEX
 from wfl.errors import InvalidArgumentError, InvalidStateError, OutOfResourceError
 from wfl.server.database import UploadRow
@@ -25,6 +25,7 @@ from wfl.server.policy import RESULT, RESULT_NAME, UPLOAD, check_upload
 from wfl.server.refusals import ConflictError, QuotaError, UnknownError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
@@ -38,11 +39,12 @@ MEMBERS = 100_000
 
 
 class Upload:
-    """One upload, as it is now: `size` bytes of it are there."""
+    """One upload, as it is now: `size` bytes of it are there. Who writes to it does so on the event loop."""
 
     def __init__(self, row: UploadRow, size: int) -> None:
         self.row, self.size = row, size
         self.busy = threading.Lock()  # one at a time writes
+        self.waits: asyncio.Timeout | None = None  # who writes, while it waits for more
 
 
 class Files:
@@ -55,6 +57,8 @@ class Files:
         )
         for place in (self._uploads_at, self._work, self._results, self._packed):
             place.mkdir(mode=0o700, exist_ok=True)
+        # As texts, as these are joined for every job: a Path costs five times as much.
+        self._work_at, self._results_at, self._packed_at = map(str, (self._work, self._results, self._packed))
         self._lock = threading.Lock()
         self._packing = threading.Lock()
         self._uploads = {row.id: Upload(row, self._size(row.id)) for row in database.uploads()}
@@ -94,7 +98,9 @@ class Files:
     def writing(self, upload: Upload, offset: int) -> Iterator[FileIO]:
         """A file to write to, from `offset`, which is what is there. Raises ConflictError, InvalidStateError."""
         if not upload.busy.acquire(blocking=False):
-            raise ConflictError("another request writes to this upload")
+            if upload.waits is not None:  # its connection may be lost, which nobody would tell us for a long time
+                upload.waits.reschedule(0)
+            raise ConflictError("another request writes to this upload; it is ended now, so try again")
         try:
             if upload.row.digest is not None:
                 raise InvalidStateError("the upload is complete")
@@ -151,7 +157,7 @@ class Files:
         _check_archive(data, upload.size)
         shutil.rmtree(tree, ignore_errors=True)  # of a try that broke off
         with open(data, "rb") as file:
-            _staging().unpack(iter(lambda: file.read(1 << 20), b""), f"{UPLOAD}{upload.row.id}", str(tree))
+            staging.unpack(iter(lambda: file.read(1 << 20), b""), f"{UPLOAD}{upload.row.id}", str(tree))
         data.unlink()
 
     def remove_unused(self) -> None:
@@ -215,33 +221,33 @@ class Files:
                 source for target, source in template.stage_out_files.items()
             }  # fmt: skip
         if self._own and not template.working_directory and not defaults.working_directory:
-            changes["working_directory"] = str(self._work / element)
+            changes["working_directory"] = f"{self._work_at}/{element}"
         return (template.replace(**changes) if changes else template), used
 
     def make(self, id: str, template: JobTemplate) -> None:
         """The directories of one job (or element), before it starts."""
         if self._own:
             with suppress(FileExistsError):
-                os.mkdir(self._work / id, 0o700)
+                os.mkdir(f"{self._work_at}/{id}", 0o700)
         if template.stage_out_files:
             with suppress(FileExistsError):
-                os.mkdir(self._results / id, 0o700)
+                os.mkdir(f"{self._results_at}/{id}", 0o700)
 
     def remove(self, ids: Iterable[str]) -> None:
         """What these jobs left behind."""
         for id in ids:
-            for place in (self._work, self._results, self._packed):
+            for place in (self._work_at, self._results_at, self._packed_at):
                 try:
-                    os.rmdir(place / id)  # mostly it is empty, or not there
+                    os.rmdir(f"{place}/{id}")  # mostly it is empty, or not there
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    shutil.rmtree(place / id, ignore_errors=True)
+                    shutil.rmtree(f"{place}/{id}", ignore_errors=True)
 
     def tidy(self, known: Iterable[str], uploads: Iterable[str] | None = None) -> None:
         """Remove what belongs to none of these jobs, and to no upload: left by a crash."""
         keep = {*known}
-        for place in (self._work, self._results, self._packed):
+        for place in (self._work_at, self._results_at, self._packed_at):
             self.remove({entry.name for entry in os.scandir(place)} - keep)
         here = {*self._uploads} if uploads is None else {*uploads}
         for entry in os.scandir(self._uploads_at):
@@ -268,7 +274,7 @@ class Files:
                 beside = archive.with_name(".new")
                 try:
                     with open(beside, "wb") as file:
-                        file.writelines(_staging().pack({f"/{name}": str(source)}))
+                        file.writelines(staging.pack({f"/{name}": str(source)}))
                 except OSError as error:
                     beside.unlink(missing_ok=True)
                     raise OutOfResourceError(f"the result cannot be packed: {error.strerror}") from error
@@ -291,8 +297,3 @@ def _check_archive(path: Path, size: int) -> None:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"this is no archive of tar's: {error}") from error
-
-
-def _staging() -> Any:
-    """What packs and unpacks for the contexts, too: looked up by name, as nothing in wfl/ depends on a context."""
-    return import_module("wfl.contexts.staging")

@@ -27,7 +27,7 @@ from wfl.errors import (
     WflError,
 )
 from wfl.log import log
-from wfl.record import ENDED
+from wfl.record import ENDED, SUBMITTING
 from wfl.server.database import Row
 from wfl.server.refusals import ConflictError, QuotaError, UnknownError
 from wfl.task import Task, TaskArray
@@ -237,6 +237,9 @@ class Ledger:
             session = self._client_session(owner)
             if self.draining and not all(one.key in session.by_key for one in asked):
                 raise TryLaterError("the server is being stopped; the same request works when it is there again")
+            known = [session.by_key[one.key] for one in asked if one.key in session.by_key]
+            if any(_in_doubt(job.task) for entry in known for job in entry.jobs if job.task is not None):
+                raise TryLaterError("the system has not told yet what became of this before the server was restarted")
             return self._submit(session, asked)
 
     @contextmanager
@@ -481,6 +484,18 @@ class Ledger:
         wanted = jobs if state is None else [job for job in jobs if job.task and job.task._record.state is state]
         return sorted(wanted, key=place)[:limit]
 
+    def living(self, identity: Identity, session: str | None, after: tuple[int, int], limit: int) -> list[Job]:
+        """At most so many jobs after this place that have not ended, of all sessions that this identity may look at."""
+        with self._lock:
+            jobs = [
+                job
+                for owner, found in self._sessions.items()
+                if (identity.admin or owner[0] == identity.name) and session in (None, owner[1])
+                for job in found.jobs.values()
+                if job.task is not None and not job.ended and place(job) > after
+            ]
+        return sorted(jobs, key=place)[:limit]
+
     def ids(self, owner: Owner) -> list[str]:
         """All jobs of a client session, elements one by one."""
         session = self._client_session(owner)
@@ -571,6 +586,11 @@ def _never_started(task: Task) -> bool:
     """Whether the system is known never to have had it: we, or the connection, died before."""
     record = task._record
     return record.phase == ENDED and isinstance(record.error, DrmCommunicationError)
+
+
+def _in_doubt(task: Task) -> bool:
+    """Whether an earlier server died while it submitted this, and the system has not said yet whether it has it."""
+    return not task._record.own and task._record.phase == SUBMITTING
 
 
 def _is_index(text: str) -> bool:

@@ -20,7 +20,8 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     body_seconds: for a request's body, and then for each KiB of an upload more. send_seconds: for a client to take what
     it is sent. header_seconds: for a request's head, and for a connection that says nothing. answer_seconds: that a
     request waits for the execution system. keep_upload: that an upload is kept which no job uses.
-    connections: at once. threads: for what blocks. waiting: requests that may wait for one of these.
+    connections: at once. threads: for what blocks (of each kind: to act, to look, to read and write). waiting: requests
+    that may wait for one of these. threads_each, waiting_each: of one identity.
     events: bytes of events that are kept for clients that connect again.
     """
 
@@ -49,8 +50,10 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     answer_seconds: float = 120.0
     keep_upload: float = 3600.0
     connections: int = 4000
-    threads: int = 16
-    waiting: int = 500
+    threads: int = 32
+    threads_each: int = 8
+    waiting: int = 1000
+    waiting_each: int = 500
     events: int = 64 << 20
 
     def __post_init__(self) -> None:

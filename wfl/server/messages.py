@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Raw, Struct, structs
 
-from wfl.drmaa2 import FrozenDict, JobInfo, JobTemplate, _fields_from_json
+from wfl.drmaa2 import FrozenDict, JobInfo, JobTemplate, MachineInfo, QueueInfo, _fields_from_json
 from wfl.errors import InvalidArgumentError
 from wfl.server.refusals import Fault, malformed
 
@@ -23,6 +23,8 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Info = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/JobInfo"})]
 Shown = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/JobTemplate"})]
 Given = Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/JobTemplate"})]
+Machine = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/MachineInfo"})]
+Queue = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/QueueInfo"})]
 Act = Literal["suspend", "resume", "hold", "release", "terminate", "kill"]
 Index = Annotated[int, Meta(ge=0, le=1 << 31)]
 
@@ -235,6 +237,30 @@ class Sessions(Reply):
     sessions: list[SessionView]
 
 
+class Alive(Struct):
+    """One job that has not ended, and whose it is."""
+
+    id: str
+    identity: str
+    session: str
+    info: Info
+
+
+class Living(Reply):
+    """Yours, of all sessions; an administrator's are everybody's. `cursor` leads to the next page, null after it."""
+
+    jobs: list[Alive]
+    cursor: str | None = None
+
+
+class System(Reply):
+    """What the server's own system has of what was asked for."""
+
+    machines: list[Machine] = []
+    queues: list[Queue] = []
+    categories: list[str] = []
+
+
 def _wire(kind: Any) -> Any:
     """A field's type as JSON has it."""
     if get_origin(kind) is FrozenDict:
@@ -250,14 +276,14 @@ def _wire(kind: Any) -> Any:
 
 
 def shape(value: type[Struct]) -> type[Struct]:
-    """JobInfo or JobTemplate as it stands in JSON, for its description."""
+    """One of VALUES as it stands in JSON, for its description."""
     fields = [(one.name, _wire(one.type) | msgspec.UnsetType, msgspec.UNSET) for one in structs.fields(value)]
     made: type[Struct] = msgspec.defstruct(value.__name__, fields, rename="camel", omit_defaults=True)
     made.__doc__ = (value.__doc__ or "").partition("\n")[0]
     return made
 
 
-VALUES = (JobInfo, JobTemplate)
+VALUES = (JobInfo, JobTemplate, MachineInfo, QueueInfo)
 
 
 def read(body: bytes, kind: type[_T]) -> _T:

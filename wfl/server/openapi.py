@@ -128,5 +128,6 @@ def _operation(one: Endpoint, schemas: dict[Any, Json]) -> Json:
 
 def _content(kind: type[Struct] | str, schemas: dict[Any, Json]) -> Json:
     if isinstance(kind, str):
-        return {kind: {"schema": {"type": "string", "format": "binary"} if kind == BYTES else {"type": "string"}}}
+        schemas_of = {BYTES: {"type": "string", "format": "binary"}, "application/json": {"type": "object"}}
+        return {kind: {"schema": schemas_of.get(kind, {"type": "string"})}}
     return {"application/json": {"schema": schemas[kind]}}

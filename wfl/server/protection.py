@@ -96,6 +96,10 @@ class Protection:
             if name in _ONCE and name in given:
                 raise HttpError(400, InvalidArgumentError(f"the header {name.decode()} is there twice"))
             given[name] = value
+        if b"content-length" in given and b"transfer-encoding" in given:
+            # A proxy that goes by the other one would take the rest of the body for a request of somebody else's.
+            words = InvalidArgumentError("the body has two lengths")
+            raise HttpError(400, words, headers={"Connection": "close"})
         self._check_origin(given)
         if scope["path"] in self._open:
             return None

@@ -52,6 +52,7 @@ _LOOKS = (0.02, 1.0)
 """Seconds between two looks at output that is followed, the shortest and the longest."""
 _LEAST_RATE = 1024
 """Bytes a second that an upload must bring, after a while."""
+SYSTEM = ("machines", "queues", "categories")
 _ACTION = {action.value: action for action in Action}
 
 
@@ -115,7 +116,7 @@ class Api:
         asked, wrong = _asked(zip(keys, body.jobs, strict=True))
         ledger = self._server.ledger
         with ledger.expecting(owner, [key for key in keys if key]):
-            answers = await self._server.acting.run(ledger.submit, owner, asked) if asked else []
+            answers = await self._server.acting.run(owner[0], ledger.submit, owner, asked) if asked else []
         left = iter(answers)
         answers = [wrong[number] if number in wrong else next(left) for number in range(len(keys))]
         refused = sum(isinstance(answer, WflError) for answer in answers)
@@ -149,7 +150,7 @@ class Api:
         ledger = self._server.ledger
         with ledger.expecting(owner, [key] if key else []):
             asked = Asked(key, m.template_of(body.template), indexes, body.max_parallel)
-            (array,) = await self._server.acting.run(ledger.submit, owner, [asked])
+            (array,) = await self._server.acting.run(owner[0], ledger.submit, owner, [asked])
         if isinstance(array, WflError):
             raise array
         elements = {job.index or 0: m.StartedElement(index=job.index or 0, id=job.id) for job in array.jobs}
@@ -176,7 +177,7 @@ class Api:
             cursor = "{}.{}".format(*place(found[limit - 1])) if more else None
             return m.Page(jobs=self._views(found[:limit], templates=False), cursor=cursor)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
 
     async def find(self, request: Request) -> Response:
         """Find jobs by key or id."""
@@ -197,7 +198,7 @@ class Api:
                 gone.ids += [] if jobs else [id]
             return m.Found(jobs=self._views(found.values(), templates=body.templates), gone=gone)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
 
     def _mine(self, identity: Identity, id: str, owner: Owner) -> list[Job]:
         try:
@@ -235,7 +236,31 @@ class Api:
             view = self._view(job, templates=True)
             return m.JobDetails(**view, identity=identity, session=session, results=results)
 
-        return _json(await self._server.looking.run(look))
+        return _json(await self._server.looking.run(identity_of(request).name, look))
+
+    # -- the system as a whole --
+
+    async def living(self, request: Request) -> Response:
+        """List all jobs that have not ended."""
+        limit, after = _whole(request, "limit", PAGE, most=PAGE, least=1), _place(request.query_params.get("cursor"))
+        ledger, identity, session = self._server.ledger, identity_of(request), request.query_params.get("session")
+
+        def look() -> m.Living:
+            found = ledger.living(identity, session, after, limit + 1)
+            cursor = "{}.{}".format(*place(found[limit - 1])) if len(found) > limit else None
+            jobs = [m.Alive(job.id, *job.session.owner, msgspec.Raw(ledger.info_json(job))) for job in found[:limit]]
+            return m.Living(jobs=jobs, cursor=cursor)
+
+        return _json(await self._server.looking.run(identity.name, look))
+
+    async def system(self, request: Request) -> Response:
+        """Look at machines, queues or job categories."""
+        what = request.path_params["what"]
+        if what not in SYSTEM:
+            raise HttpError(404, UnknownError(f"there is no {what!r}, but {', '.join(SYSTEM)}"))
+        found = await self._server.looking.run(identity_of(request).name, self._server.system, what)
+        told: list[Any] = [one if isinstance(one, str) else msgspec.Raw(one.to_json().encode()) for one in found]
+        return _json(m.System(**{what: told}))
 
     # -- acting --
 
@@ -268,7 +293,7 @@ class Api:
                 return failures | ledger.reap([*jobs.values()])
             return failures | ledger.control([*jobs.values()], action)
 
-        failures = await self._server.acting.run(act)
+        failures = await self._server.acting.run(identity.name, act)
         return m.Failures(failures={id: self._fault(error) for id, error in failures.items()})
 
     async def act(self, request: Request) -> Response:
@@ -286,7 +311,7 @@ class Api:
         job, ledger = self._job(request), self._server.ledger
         meant = _meant(job, action)
         failures = await self._server.acting.run(
-            lambda: ledger.reap(meant) if action is None else ledger.control(meant, action)
+            identity_of(request).name, lambda: ledger.reap(meant) if action is None else ledger.control(meant, action)
         )
         for error in failures.values():
             raise error
@@ -348,31 +373,31 @@ class Api:
         job, stream = self._single(request), _stream(request)
         if _flag(request, "follow"):
             return self._following(request, job, stream)
-        limits = self._server.limits
+        limits, who = self._server.limits, identity_of(request).name
         begin, end = _range(request)
         if begin is not None:
             most = limits.chunk if end is None else min(limits.chunk, end - begin + 1)
-            data, at_end = await self._read(job, stream, begin, most)
+            data, at_end = await self._read(who, job, stream, begin, most)
             if not data:
                 raise HttpError(416, InvalidArgumentError(f"there is nothing from {begin} on, at least not yet"))
             where = {"Content-Range": f"bytes {begin}-{begin + len(data) - 1}/*"}
             return _bytes(data, begin, 206, where, at_end=at_end)
         offset = _whole(request, "offset", 0)
         if "limit" not in request.query_params:
-            return self._whole_output(job, stream, offset)
-        data, at_end = await self._read(job, stream, offset, min(limits.chunk, _whole(request, "limit", 0)))
+            return self._whole_output(who, job, stream, offset)
+        data, at_end = await self._read(who, job, stream, offset, min(limits.chunk, _whole(request, "limit", 0)))
         return _bytes(data, offset, 200, {}, at_end=at_end)
 
-    async def _read(self, job: Job, stream: Output, offset: int, limit: int) -> tuple[bytes, bool]:
-        return await self._server.reading.run(self._server.ledger.read, job, stream, offset, limit)
+    async def _read(self, who: str, job: Job, stream: Output, offset: int, limit: int) -> tuple[bytes, bool]:
+        return await self._server.reading.run(who, self._server.ledger.read, job, stream, offset, limit)
 
-    def _whole_output(self, job: Job, stream: Output, offset: int) -> ASGIApp:
+    def _whole_output(self, who: str, job: Job, stream: Output, offset: int) -> ASGIApp:
         """All that there is now."""
 
         async def pieces(gone: asyncio.Future[Any]) -> AsyncGenerator[bytes]:
             position, at_end = offset, False
             while not at_end and not gone.done():
-                data, at_end = await self._read(job, stream, position, PIECE)
+                data, at_end = await self._read(who, job, stream, position, PIECE)
                 position += len(data)
                 yield data
 
@@ -389,7 +414,7 @@ class Api:
             with server.places.one(identity.name):
                 while not gone.done() and not server.hub.closed:
                     over = job.ended  # first, so that nothing is missed that came before the end
-                    data, at_end = await self._read(job, stream, position, PIECE)
+                    data, at_end = await self._read(identity.name, job, stream, position, PIECE)
                     position += len(data)
                     if data:
                         pause = _LOOKS[0]
@@ -409,14 +434,14 @@ class Api:
         job, name = self._single(request), request.path_params["name"]
         if not job.ended:
             raise InvalidStateError(f"{job.id}: it has not ended")
-        archive = await self._server.reading.run(self._server.files.packed, job.id, name)
+        archive = await self._server.reading.run(identity_of(request).name, self._server.files.packed, job.id, name)
         return FileResponse(archive, media_type="application/x-tar")
 
     async def new_upload(self, request: Request) -> Response:
         """Begin an upload."""
         owner = self._own(request)
         body = m.read(await self._body(request), m.NewUpload)
-        upload = await self._server.reading.run(self._server.files.new_upload, *owner, body.kind, body.size)
+        upload = await self._server.reading.run(owner[0], self._server.files.new_upload, *owner, body.kind, body.size)
         return _json(_uploaded(upload))
 
     def _upload(self, request: Request) -> Upload:
@@ -425,15 +450,16 @@ class Api:
     async def put(self, request: Request) -> Response:
         """Go on with an upload."""
         upload, files, run = self._upload(request), self._server.files, self._server.reading.run
+        who = identity_of(request).name
         with files.writing(upload, _whole(request, "offset", 0)) as file:
             waiting: list[bytes] = []
-            async for piece in self._pieces(request):
+            async for piece in self._pieces(request, upload):
                 waiting.append(piece)
                 if sum(map(len, waiting)) >= PIECE:
-                    await run(files.write, upload, file, b"".join(waiting))
+                    await run(who, files.write, upload, file, b"".join(waiting))
                     waiting = []
             if waiting:
-                await run(files.write, upload, file, b"".join(waiting))
+                await run(who, files.write, upload, file, b"".join(waiting))
         return _json(_uploaded(upload), {"Upload-Offset": str(upload.size)})
 
     async def head(self, request: Request) -> Response:
@@ -447,7 +473,7 @@ class Api:
         """End an upload."""
         upload = self._upload(request)
         body = m.read(await self._body(request), m.Complete)
-        await self._server.reading.run(self._server.files.complete, upload, body.sha256)
+        await self._server.reading.run(identity_of(request).name, self._server.files.complete, upload, body.sha256)
         return _json(_uploaded(upload))
 
     # -- what requests have in common --
@@ -492,19 +518,21 @@ class Api:
             raise malformed(f"the body is {kind or 'of no type'}, expected {JSON}")
         return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
 
-    async def _pieces(self, request: Request) -> AsyncGenerator[bytes]:
-        """A long body; who sends it too slowly is cut off."""
+    async def _pieces(self, request: Request, upload: Upload) -> AsyncGenerator[bytes]:
+        """A long body; it is cut off where it comes too slowly, or its client makes another request for the upload."""
         loop, seconds = asyncio.get_running_loop(), self._server.limits.body_seconds
         began, size = loop.time(), 0
         stream = request.stream().__aiter__()
         while True:
             try:
-                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE):
+                async with asyncio.timeout_at(began + seconds + size / _LEAST_RATE) as upload.waits:
                     piece = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise HttpError(408, InvalidArgumentError("the body came too slowly")) from None
+            finally:
+                upload.waits = None
             size += len(piece)
             yield piece
 
@@ -627,6 +655,8 @@ _NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _S = Parameter(
     "session", "path", {"type": "string", "pattern": f"^{_SESSION.pattern}$"}, "a name for some of your jobs"
 )
+_ONE = Parameter("session", "query", _TEXT, "only jobs of this one")
+_WHAT = Parameter("what", "path", {"enum": [*SYSTEM]}, "what to look at")
 _J = Parameter("id", "path", _TEXT, "of a job, or of an array")
 _U = Parameter("upload", "path", _TEXT, "of an upload")
 _I = Parameter("identity", "query", _TEXT, "whose jobs (for administrators)")
@@ -714,6 +744,14 @@ ENDPOINTS = (
     Endpoint(
         method="POST", path="/sessions/{session}/uploads/{upload}/complete", handler="complete", about="End an upload",
         body=m.Complete, answer=m.Uploaded, parameters=(_S, _U), statuses=(404, 408, 409, 422),
+    ),
+    Endpoint(
+        method="GET", path="/jobs", handler="living", about="All jobs that have not ended", answer=m.Living,
+        parameters=(_ONE, _NEXT, _PAGE),
+    ),
+    Endpoint(
+        method="GET", path="/system/{what}", handler="system", about="Machines, queues or job categories",
+        answer=m.System, parameters=(_WHAT,), statuses=(404, 422),
     ),
     Endpoint(method="GET", path="/openapi.json", handler="openapi", about="This description", answer=JSON),
     Endpoint(method="GET", path="/docs", handler="docs", about="The same in short", answer="text/html"),

@@ -1,4 +1,4 @@
-"""Files and directories into and out of a container, as tar streams.
+"""Files and directories to where jobs are and back, as tar streams: what contexts and the job server share.
 
 Knows no client: `pack` makes what is unpacked there, `unpack` takes in what was packed there.
 """

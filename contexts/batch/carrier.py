@@ -1,0 +1,120 @@
+"""Files of a template that are on the program's side, where a session works on another machine: copied in before a job
+is submitted, and back when it has ended. On one machine the job's script copies them (script.py).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from typing import TYPE_CHECKING
+
+from wfl.contexts import checks
+from wfl.drmaa2 import JobTemplate
+from wfl.errors import DrmCommunicationError, WflError
+from wfl.threads import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from wfl.contexts.batch.machine import Machine
+    from wfl.contexts.batch.place import Entry
+
+STAGED = ("stage_in_files", "stage_out_files")
+TRIES = 5
+"""Attempts to copy what one job needs, each with a connection of its own."""
+COPIES = 4
+"""Jobs whose files are copied back at once."""
+
+
+class Carrier:
+    """The copies of one session. One that works on this machine has none to make."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self.away = machine, machine.is_away
+        self._pool = Pool("wfl-batch-copy", COPIES)
+        self._lock = threading.Lock()
+        self._fetched: dict[str, str | None] = {}  # by key: what went wrong, None while it goes on
+        self._closed = False
+
+    def resolve(self, template: JobTemplate) -> JobTemplate:
+        """With the paths of this side absolute."""
+        if not self.away or not _stages(template):
+            return template
+        here = checks.from_here(JobTemplate(**{name: getattr(template, name) for name in STAGED}))
+        return template.replace(**{name: getattr(here, name) for name in STAGED})
+
+    def check(self, template: JobTemplate) -> None:
+        """Raise for files of this side that cannot be copied."""
+        if self.away:
+            checks.sources(template.stage_in_files or {})
+            checks.targets(template.stage_out_files or {})
+
+    def scripted(self, template: JobTemplate) -> JobTemplate:
+        """What is left for the job's script to do."""
+        return template.replace(**dict.fromkeys(STAGED)) if self.away and _stages(template) else template
+
+    def bring(self, entry: Entry) -> None:
+        """Copy in what a job, or an array, needs."""
+        files = entry.template.stage_in_files if self.away else None
+        if not files:
+            return
+        copies = self._machine.copies(f"wfl-{entry.key}")
+        todo = {posixpath.join(entry.template.working_directory or "", name): source for name, source in files.items()}
+        for attempt in range(TRIES):
+            try:
+                while todo:
+                    target, source = next(iter(todo.items()))
+                    copies.put(source, target)
+                    del todo[target]
+            except DrmCommunicationError:
+                if attempt == TRIES - 1:
+                    raise
+            else:
+                return
+
+    def fetched(self, entry: Entry, key: str) -> str | None:
+        """Copy back what a job that has ended has left; None while that goes on, "" when all is here, or what is not.
+
+        To be asked again, until it is no longer None.
+        """
+        if not self.away or not entry.template.stage_out_files:
+            return ""
+        with self._lock:
+            if key not in self._fetched and not self._closed:
+                self._fetched[key] = None
+                self._pool.submit(lambda: self._fetch(entry, key))
+            return self._fetched.get(key)
+
+    def _fetch(self, entry: Entry, key: str) -> None:
+        trouble = "stage_out_files: they were not copied"
+        try:
+            copies, place = self._machine.copies(f"wfl-{key}"), entry.template.working_directory or ""
+            for target, source in (entry.template.stage_out_files or {}).items():
+                copies.get(posixpath.join(place, source), target)
+            trouble = ""
+        except DrmCommunicationError:
+            with self._lock:
+                self._fetched.pop(key, None)  # it is asked for again
+            return
+        except (WflError, OSError) as error:
+            trouble = f"stage_out_files: {error}"
+        finally:
+            with self._lock:
+                if key in self._fetched:
+                    self._fetched[key] = trouble
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """These are no longer asked for."""
+        with self._lock:
+            for key in keys:
+                self._fetched.pop(key, None)
+
+    def close(self) -> None:
+        """Nothing more is copied back."""
+        with self._lock:
+            self._closed = True
+        self._pool.drain(0)
+
+
+def _stages(template: JobTemplate) -> bool:
+    return bool(template.stage_in_files or template.stage_out_files)
