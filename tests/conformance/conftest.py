@@ -49,14 +49,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*what): capabilities, traits, fields, commands that the case needs")
 
 
+def _chosen(config: pytest.Config, file: str) -> list[Site]:
+    """The sites at which the cases of a file are run."""
+    given: str | None = config.getoption("--wfl-context", default=None)
+    sites = [load(given)] if given else ours.sites(config.getoption("--wfl-sites", default=None))
+    return [site for site in sites if site.runs(file)]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file that none of the sites runs is left out."""
+    file = collection_path.stem
+    return True if file.startswith("test_") and not _chosen(config, file) else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every case once per site."""
     if "site" not in metafunc.fixturenames:
         return
-    given: str | None = metafunc.config.getoption("--wfl-context", default=None)
-    sites = [load(given)] if given else ours.sites(metafunc.config.getoption("--wfl-sites", default=None))
-    file = metafunc.module.__name__.rpartition(".")[2]
-    chosen = [site for site in sites if site.runs(file)]
+    chosen = _chosen(metafunc.config, metafunc.module.__name__.rpartition(".")[2])
     metafunc.parametrize("site", chosen, indirect=True, ids=[site.name for site in chosen])
 
 
