@@ -1068,6 +1068,8 @@ def test_the_lease_ends_jobs(begin: Open, clock: Clock) -> None:
         one.call("w_beats", OWNER, beat, 20)
         clock.step()
     one.kill()
+    two = begin()
+    two.call("w_follow", "p", "q")
     for _ in range(6):  # six times three seconds are less than the lease
         clock.waits()
         assert not gone(mine)
@@ -1077,13 +1079,14 @@ def test_the_lease_ends_jobs(begin: Open, clock: Clock) -> None:
     until(lambda: gone(mine))
     until(lambda: gone(guardian))
     assert not gone(other)
-    two = begin()
     seen = two.look("p-1", "q-1")
     assert (seen["p-1"].where, seen["q-1"].where) == ("ended", "running")
-    info = attendant.ended_as(seen["p-1"], two.hello, "host")
-    assert info.terminating_signal == "SIGKILL"
-    assert info.annotation == "host ended it: it had heard nothing of the program for as long as the lease"
-    two.call("w_follow", "q")
+    for info in (
+        two.end("p-1"),
+        attendant.ended_as(seen["p-1"], two.hello, "host"),
+    ):  # as it is told, and as it is kept
+        assert info.terminating_signal == "SIGKILL"
+        assert info.annotation == "host ended it: it had heard nothing of the program for as long as the lease"
     two.call("w_signal", "KILL", "q/1")
     assert two.end("q-1").annotation is None
     assert not list(two.root.glob("guard.*"))
