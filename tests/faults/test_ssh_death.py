@@ -182,7 +182,7 @@ flow.run_array(20, shell(line, job_environment={"LOG": log}))
     sent = wire.sent
     wire.slow(3.0)
     program.say("")
-    wait_until("it has ordered them", lambda: wire.sent > sent + 10_000)
+    wait_until("it has ordered them", lambda: wire.sent > sent + 3_000)
     wire.slow(0.0)
     program.kill()
     wait_until("the helper has done its work", lambda: not program.left())
