@@ -330,7 +330,11 @@ class Host:
 
     def kept(self) -> list[str]:
         """What is kept of them now."""
-        return sorted(str(path.relative_to(self.jobs)) for path in self.jobs.rglob("*"))
+        return sorted(
+            os.path.relpath(f"{place}/{name}", self.jobs)
+            for place, directories, files in os.walk(self.jobs)  # which passes over what is removed meanwhile
+            for name in directories + files
+        )
 
     def is_empty(self, patience: float = PATIENCE) -> None:
         """Nothing is kept of them any more, in so many seconds."""
