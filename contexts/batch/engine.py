@@ -431,16 +431,17 @@ class BatchBackend(Backend):
         """Without ends of jobs whose files are still copied back, as a session waits only so long for what is left."""
         over = {}
         for info in infos if self._carrier.away else ():
-            held = self._held[info.id or ""]
-            if info.state.ended and held.entry.template.stage_out_files and self._lives(info.id or ""):
+            held = self._held.get(info.id or "")
+            if held and info.state.ended and held.entry.template.stage_out_files and self._lives(info.id or ""):
                 over[info.id] = held
-        ends = self.place.ends([held.key for held in over.values()])
-        for id, held in list(over.items()):
-            end = ends.get(held.key)
-            if end is None or end.refused is not None or self._carrier.fetched(held.entry, held.key) is not None:
-                del over[id]
-            else:
-                held.state = None  # it is told again
+        with suppress(DrmCommunicationError):  # other news is told once only
+            ends = self.place.ends([held.key for held in over.values()])
+            for id, held in list(over.items()):
+                end = ends.get(held.key)
+                if end is None or end.refused is not None or self._carrier.fetched(held.entry, held.key) is not None:
+                    del over[id]
+        for held in over.values():
+            held.state = None  # it is told again
         return [info for info in infos if info.id not in over]
 
     def _look(self, wanted: set[str]) -> list[JobInfo]:

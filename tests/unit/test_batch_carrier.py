@@ -15,7 +15,7 @@ from wfl.contexts.batch.carrier import Carrier
 from wfl.contexts.batch.command import Commands
 from wfl.contexts.batch.engine import BatchBackend
 from wfl.contexts.batch.machine import Here
-from wfl.contexts.batch.place import Entry
+from wfl.contexts.batch.place import Entry, Place
 from wfl.contexts.batch.slurm import Slurm
 from wfl.errors import DrmCommunicationError
 
@@ -126,6 +126,12 @@ def test_an_end_waits_for_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     def ends() -> list[JobInfo]:
         return [info for info in backend.ask(["12"]).infos if info.state.ended]
 
+    def lost(*_: object) -> None:
+        raise DrmCommunicationError("away")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Place, "ends", lost)
+        assert ends() == []
     assert [ends() for _ in range(3)] == [[]] * 3
     arrive.set()
     wait_for(lambda: "told" if ends() else None)
