@@ -855,6 +855,8 @@ class BatchBackend(Backend):
                     f"{words}: was it removed, or is it on no file system that both machines share?"
                 )
             time.sleep(LOOK[0])
+            with suppress(SessionManagementError):
+                self._machine.names([posixpath.dirname(path)])  # so that a client of NFS looks again
         return True
 
     def _output(self, held: Held, stream: Stream) -> str | None:
