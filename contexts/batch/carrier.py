@@ -86,21 +86,21 @@ class Carrier:
             return self._fetched.get(key)
 
     def _fetch(self, entry: Entry, key: str) -> None:
-        trouble = "stage_out_files: they were not copied"
+        trouble: str | None = "stage_out_files: they were not copied"
         try:
             copies, place = self._machine.copies(f"wfl-{key}"), entry.template.working_directory or ""
             for target, source in (entry.template.stage_out_files or {}).items():
                 copies.get(posixpath.join(place, source), target)
             trouble = ""
         except DrmCommunicationError:
-            with self._lock:
-                self._fetched.pop(key, None)  # it is asked for again
-            return
+            trouble = None
         except (WflError, OSError) as error:
             trouble = f"stage_out_files: {error}"
         finally:
             with self._lock:
-                if key in self._fetched:
+                if trouble is None:
+                    self._fetched.pop(key, None)  # it is asked for again
+                elif key in self._fetched:
                     self._fetched[key] = trouble
 
     def forget(self, keys: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from wfl.contexts.batch.client import Client
 from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import Place, program_of
-from wfl.contexts.undertaker import Undertaker, revive, until_none_is_left
+from wfl.contexts.undertaker import Undertaker, revive, tell, until_none_is_left
 from wfl.errors import InvalidSessionError, WflError
 
 if TYPE_CHECKING:
@@ -188,9 +188,12 @@ def end_all(
         return len(living) + waits, False
 
     if until_none_is_left(attempt, f"jobs of {place}/{program}"):
-        where.leave(program, keep=keep)
-        never = {key.partition("/")[0] for key in unheard} if keep else set()
-        where.forget(key for key, given in where.accepted(never).items() if not given)
+        try:
+            where.leave(program, keep=keep)
+            never = {key.partition("/")[0] for key in unheard} if keep else set()
+            where.forget(key for key, given in where.accepted(never).items() if not given)
+        except WflError as error:
+            tell(error)
     machine.close()
 
 

@@ -87,6 +87,8 @@ SHARE = 2.0
 """and how much longer the pause is than the last answer took."""
 LATE = 10.0
 """Seconds that the output of a job that has ended is waited for."""
+COLLECT = (60.0, 600.0)
+"""Seconds after which an end is told without what is not known of it: here, and where the machine may be away."""
 GONE = 30.0
 """Seconds after which a job that is in no list and no record is called gone."""
 
@@ -154,7 +156,9 @@ class BatchBackend(Backend):
         self.index_fields = INDEX_FIELDS
         self.extensions = scheduler.extensions | {NATIVE, INHERIT}
         self.capabilities = (CAPABILITIES | scheduler.capabilities) - scheduler.lacks
-        self.limits = Limits(requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=60.0)
+        self.limits = Limits(
+            requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=COLLECT[machine.is_away]
+        )
         self.scheduler = scheduler
         self._machine, self._inherit = machine, inherit
         self.client = Client(scheduler, environment=environment, timeout=timeout, machine=machine)
@@ -414,14 +418,31 @@ class BatchBackend(Backend):
     def ask(self, ids: Sequence[str]) -> Answer:
         """Ends that the jobs have told of themselves; and, when it is time, what the scheduler says of all."""
         wanted = {id for id in ids if id in self._held}  # others are still to be found by their keys
-        found = self._look(wanted)
+        found = self._arrived(self._look(wanted))
         gone: list[str] = []
         now = time.monotonic()
         if len(found) < len(wanted) and now - self._asked >= self._pause:
             self._asked, self._pause = now, min(self._pause * SLOWER, ASK[1])
             told, gone = self._query(wanted - {info.id or "" for info in found})
-            found += told
+            found += self._arrived(told)
         return Answer(infos=found, gone=gone)
+
+    def _arrived(self, infos: list[JobInfo]) -> list[JobInfo]:
+        """Without ends of jobs whose files are still copied back, as a session waits only so long for what is left."""
+        over = {}
+        for info in infos if self._carrier.away else ():
+            held = self._held.get(info.id or "")
+            if held and info.state.ended and held.entry.template.stage_out_files and self._lives(info.id or ""):
+                over[info.id] = held
+        with suppress(DrmCommunicationError):  # other news is told once only
+            ends = self.place.ends([held.key for held in over.values()])
+            for id, held in list(over.items()):
+                end = ends.get(held.key)
+                if end is None or end.refused is not None or self._carrier.fetched(held.entry, held.key) is not None:
+                    del over[id]
+        for held in over.values():
+            held.state = None  # it is told again
+        return [info for info in infos if info.id not in over]
 
     def _look(self, wanted: set[str]) -> list[JobInfo]:
         """What jobs have written of beginnings and ends; one that may run again is the scheduler's to call ended."""
@@ -710,6 +731,7 @@ class BatchBackend(Backend):
         for id in keys:
             self._held[id].state = None
         infos, gone = self._query(set(keys))
+        infos = self._arrived(infos)
         silent = keys.keys() - {info.id for info in infos} - set(gone)
         infos += [JobInfo(id=id) for id in silent]  # nobody can tell now; what they are called is known
         named = [info.replace(extensions={**info.extensions, "key": keys[str(info.id)]}) for info in infos]
@@ -833,6 +855,8 @@ class BatchBackend(Backend):
                     f"{words}: was it removed, or is it on no file system that both machines share?"
                 )
             time.sleep(LOOK[0])
+            with suppress(SessionManagementError):
+                self._machine.names([posixpath.dirname(path)])  # so that a client of NFS looks again
         return True
 
     def _output(self, held: Held, stream: Stream) -> str | None:
@@ -882,9 +906,13 @@ class BatchBackend(Backend):
         self._carrier.close()
         if not end:
             self.ending.goodbye()
-            for program in list(self._living):
-                self.place.tidy(program)
-            self._machine.close()
+            try:
+                for program in list(self._living):
+                    self.place.tidy(program)
+            except WflError as error:
+                log.info("%s: an empty directory may be left: %s", self.name, error)
+            finally:
+                self._machine.close()
             return
         with self._lock:
             living = [(id, self._held[id]) for ids in self._living.values() for id in ids]

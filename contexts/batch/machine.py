@@ -86,7 +86,7 @@ class Machine(Protocol):
         """
 
     def exists(self, path: str) -> bool:
-        """Whether anything is there, seen anew."""
+        """Whether anything is there."""
 
     def make(self, directories: Iterable[str]) -> None:
         """These and those above them, for nobody else to read."""
@@ -166,11 +166,7 @@ class Here:
         return subprocess.CompletedProcess(argv, process.returncode, output, words)
 
     def exists(self, path: str) -> bool:
-        """Whether it is there; a client of NFS looks again for it."""
-        if os.path.exists(path):
-            return True
-        with contextlib.suppress(OSError):
-            os.listdir(os.path.dirname(path))
+        """Whether it is there."""
         return os.path.exists(path)
 
     def make(self, directories: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import random
+import re
 import shlex
 import subprocess
 import threading
@@ -40,7 +41,10 @@ FILES = 500
 MORE = 10.0
 """Seconds in which the node must have killed a command whose time was up."""
 _NONE = 127
-_KILLED = (124, 137)
+_KILLED = (124, 137, 143)
+"""By `timeout`, of GNU and of busybox."""
+_SIGNALS = range(129, 144)
+"""Higher ones are the schedulers' own: PBS has 153 for a job it does not know."""
 _OWN = frozenset({"_", "SHLVL", "PWD", "OLDPWD"})
 """Variables that a shell sees to by itself."""
 
@@ -80,16 +84,17 @@ class There:
                 self._connection.close()
                 self._connection = None
             try:
-                self._connection = Connection(
-                    self._login, timeout=self._speaks.timeout, passphrase=self._speaks.passphrase
-                )
+                connection = Connection(self._login, timeout=self._speaks.timeout, passphrase=self._speaks.passphrase)
             except WflError as error:
                 self._failed = error
                 self._retry = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-                self._pause = min(2 * self._pause, PAUSE[1])
+                self._pause = min(2 * self._pause, PAUSE[1], self._speaks.timeout / 2)  # a request makes one attempt
                 raise
-            self._met, self._failed, self._pause = True, None, PAUSE[0]
-            return self._connection
+            self._met, self._failed, self._pause, self._connection = True, None, PAUSE[0], connection
+            if self._closed.is_set():
+                connection.close()
+                raise DrmCommunicationError(f"{self._login.name}: the connection was closed")
+            return connection
 
     def _reached(self, until: float) -> Connection:
         """The same; a machine that was reached before may be away until then."""
@@ -147,10 +152,9 @@ class There:
 
     def _facts(self) -> tuple[str, timedelta, dict[str, str]]:
         if self._known is None:
-            before = datetime.now(UTC)
             said = self._told(f"{_LOOK} && cd && pwd && date +%s && {{ env -0 2>/dev/null || env; }}").decode(**_CODEC)
             home, date, rest = said.split("\n", 2)
-            ahead = datetime.fromtimestamp(int(date), UTC) - before
+            ahead = datetime.fromtimestamp(int(date), UTC) - datetime.now(UTC)  # logging in took its time before
             pairs = (line.partition("=") for line in rest.split("\0" if "\0" in rest else "\n") if "=" in line)
             self._known = home, ahead, {name: value for name, _, value in pairs if name not in _OWN}
         return self._known
@@ -162,7 +166,8 @@ class There:
 
     def now(self) -> datetime:
         """By its clock."""
-        return datetime.now(UTC) + self._facts()[1]
+        ahead = self._facts()[1]
+        return datetime.now(UTC) + ahead
 
     # -- commands --
 
@@ -174,11 +179,12 @@ class There:
         """Killed there when its time is up, if the machine has `timeout`."""
         own = self.environment()
         command = shlex.join(argv)
-        lines = [f"unset {name}" for name in own if name not in env and name.isidentifier()]
+        # Where a profile has made one read-only, it stays as it is: `command` keeps the shell from ending for that.
+        lines = [f"command unset {name} 2>/dev/null" for name in own if name not in env and _NAME.fullmatch(name)]
         lines += [
-            f"export {name}={shlex.quote(value)}"
+            f"command export {name}={shlex.quote(value)} 2>/dev/null"
             for name, value in env.items()
-            if own.get(name) != value and name.isidentifier()
+            if own.get(name) != value and _NAME.fullmatch(name)
         ]
         lines += [
             f"command -v {shlex.quote(argv[0])} >/dev/null 2>&1 || exit {_NONE}",
@@ -190,6 +196,8 @@ class There:
             raise FileNotFoundError(argv[0])
         if done.returncode in _KILLED:
             raise subprocess.TimeoutExpired(argv, timeout, done.stdout, done.stderr)
+        if done.returncode in _SIGNALS:
+            done.returncode = 128 - done.returncode
         return done
 
     # -- files --
@@ -217,21 +225,29 @@ class There:
     def texts(self, paths: Collection[str]) -> dict[str, Text]:
         """Many in one go: how long they are, then all of them; again one by one where they do not fit together."""
         found: dict[str, Text] = {}
+        if len(paths) == 1:
+            return self._text(*paths)
         for some in _parts(paths):
             quoted = shlex.join(some)
             said = self._told(f"stat -c '%s %.9Y %n' -- {quoted} 2>/dev/null\necho\ncat -- {quoted} 2>/dev/null\n:")
             head, _, rest = said.partition(b"\n\n") if not said.startswith(b"\n") else (b"", b"", said[1:])
             there = [line.split(" ", 2) for line in head.decode(**_CODEC).split("\n") if line]
             sizes = [int(size) for size, _, _ in there]
-            if len(some) > 1 and sum(sizes) != len(rest):  # one of them grew
+            if sum(sizes) != len(rest):  # one of them grew, or cannot be read
                 for path in some:
                     found |= self.texts([path])
                 continue
             for size, written, path in there:
-                length = int(size) if len(some) > 1 else len(rest)
-                found[path] = Text(rest[:length].decode(**_CODEC), _time(written))
-                rest = rest[length:]
+                found[path] = Text(rest[: int(size)].decode(**_CODEC), _time(written))
+                rest = rest[int(size) :]
         return found
+
+    def _text(self, path: str) -> dict[str, Text]:
+        where = shlex.quote(path)
+        told = f"cat -- {where} && echo && stat -c %.9Y -- {where}"
+        said = self._told(f"[ ! -e {where} ] || {{ {told}; }} || {{ [ ! -e {where} ] && echo; }}")
+        text, _, written = said[:-1].rpartition(b"\n")
+        return {path: Text(text.decode(**_CODEC), _time(written.decode()))} if written else {}
 
     def times(self, paths: Collection[str]) -> dict[str, Times]:
         """Many in one go."""
@@ -279,9 +295,9 @@ class There:
             try:
                 data = transfer.read_part(client, path, offset, limit)
             except OSError as error:
-                if isinstance(error, (TimeoutError, ConnectionError)) or error.errno is None:
+                if transfer.is_broken(error):
                     raise
-                raise InvalidStateError(f"{self._login.name}: {path}: {error.strerror}") from error
+                raise InvalidStateError(f"{self._login.name}: {path}: {network.words(error)}") from error
         return data, len(data) < limit
 
     def copies(self, mark: str) -> transfer.Copies:
@@ -293,18 +309,17 @@ class There:
         try:
             with self._reached(time.monotonic() + self._speaks.timeout).files() as client:
                 yield client
-        except FileNotFoundError:
-            raise
         except (OSError, EOFError, paramiko.SSHException) as error:
+            if not transfer.is_broken(error):
+                raise
             raise DrmCommunicationError(f"{self._login.name}: {network.words(error)}") from error
 
     # -- the end --
 
     def close(self) -> None:
-        """Log out."""
-        with self._lock:
-            self._closed.set()
-            connection, self._connection = self._connection, None
+        """Log out; who is just logging in is not waited for, and learns it in the end."""
+        self._closed.set()
+        connection = self._connection
         if connection is not None:
             connection.close()
 
@@ -315,6 +330,7 @@ class There:
 
 
 _LOOK = "{ stat -c %Y / >/dev/null 2>&1 || { echo 'its stat(1) is neither of GNU nor of busybox' >&2; exit 1; }; }"
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _CODEC: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -324,6 +340,7 @@ class _Shell:
     def __init__(self, channel: paramiko.Channel, connection: Connection, timeout: float) -> None:
         self._channel, self.connection = channel, connection
         self._mark = f"-- wfl {os.urandom(8).hex()}"
+        channel.sendall(b"set +eufC\n")  # some profiles leave such things behind
         self.run(":", timeout)  # what comes before that is the login's own: some profiles print
 
     def run(self, script: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
@@ -331,6 +348,7 @@ class _Shell:
         end, mark = time.monotonic() + timeout, self._mark
         text = f"(\n{script}\n) </dev/null\nwfl=$?\necho >&2; echo '{mark}' >&2; echo; echo '{mark} '$wfl\n"
         try:
+            self._channel.settimeout(timeout)
             self._channel.sendall(text.encode(**_CODEC))
             output, status = self._until(self._channel.recv, end)
             words, _ = self._until(self._channel.recv_stderr, end)

@@ -115,7 +115,7 @@ class Copies:
                     with self._files() as client:
                         self._get(client, source, arrived)
                 except (*_BROKEN, OSError) as error:
-                    if not _is_broken(error) or self._arrived == before:
+                    if not is_broken(error) or self._arrived == before:
                         raise
                     before = self._arrived
                     continue  # `files` raises where there is no other connection
@@ -186,7 +186,7 @@ def _write(remote: paramiko.SFTPFile, file: BinaryIO) -> bool:
             remote.write(piece)
             piece = following
     except OSError as error:
-        if error.errno is not None or _is_broken(error):
+        if error.errno is not None or is_broken(error):
             raise
         return False  # SFTP has one word for all that may have failed
     return True
@@ -288,7 +288,7 @@ def _dress_here(path: str, found: paramiko.SFTPAttributes, *, more: int = 0) -> 
 _BROKEN = (EOFError, paramiko.SSHException, paramiko.SFTPError, TimeoutError, ConnectionError)
 
 
-def _is_broken(error: BaseException) -> bool:
+def is_broken(error: BaseException) -> bool:
     """Whether the connection is at fault; paramiko has no type of error for one that it finds closed."""
     return isinstance(error, _BROKEN) or (isinstance(error, OSError) and error.args == ("Socket is closed",))
 
@@ -300,7 +300,7 @@ def _naming(source: str, target: str) -> Iterator[None]:
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        if _is_broken(error):
+        if is_broken(error):
             raise DrmCommunicationError(f"{what}: {network.words(error)}") from error
         kind = OutOfResourceError if getattr(error, "errno", None) in FULL else InvalidArgumentError
         raise kind(f"{what}: {network.words(error)}") from error

@@ -250,9 +250,11 @@ def test_a_host_is_started_anew(host: Host) -> None:
             task.wait_started(PATIENCE)
         tasks[2].wait_terminated(PATIENCE)
         wire.refuse()
-        for pid in started_through(host):  # as nothing lives through a start
+        pids = started_through(host)
+        for pid in pids:  # as nothing lives through a start
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        wait_until("none is left", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
         for path in host.jobs.glob("*/*/[0-9]*/*"):
             text = path.read_text()
             if f"|{boot}|" in text:

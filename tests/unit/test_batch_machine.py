@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
 
 from tests.ssh_server import Disk, Host, Server, Shell
+from wfl.backend import Submission
+from wfl.contexts.batch.command import Commands
+from wfl.contexts.batch.engine import BatchBackend
 from wfl.contexts.batch.machine import Here, Machine
-from wfl.contexts.batch.slurm import SlurmContext
+from wfl.contexts.batch.place import Entry, Place
+from wfl.contexts.batch.slurm import Slurm, SlurmContext
 from wfl.contexts.ssh import SshContext
+from wfl.contexts.ssh import there as module
+from wfl.contexts.ssh.connection import Connection
 from wfl.contexts.ssh.there import There
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, InvalidStateError, SessionManagementError
@@ -38,10 +48,17 @@ class Node:
         self._known = self.server.known(keys / "known_hosts")
         self._given: list[There] = []
 
-    def there(self, timeout: float = 10.0) -> There:
+    def there(self, timeout: float = 10.0, **settings: str) -> There:
         """It as a machine."""
-        place = f"somebody@127.0.0.1:{self.server.port}"
-        context = SshContext(place, config=None, known_hosts=self._known, identity_file=self._key, timeout=timeout)
+        place = f"somebody@127.0.0.1:{settings.pop('port', self.server.port)}"
+        context = SshContext(
+            place,
+            config=None,
+            known_hosts=self._known,
+            identity_file=self._key,
+            timeout=timeout,
+            **settings,  # type: ignore[arg-type]
+        )
         given = context.login_node()
         self._given.append(given)
         return given
@@ -169,6 +186,28 @@ def test_what_cannot_be_done(machine: Machine, tmp_path: Path) -> None:
         machine.make([f"{tmp_path}/file/directory"])
     with pytest.raises(InvalidStateError, match="none"):
         machine.part(f"{tmp_path}/none", 0, 1)
+    with pytest.raises(InvalidStateError, match=str(tmp_path)):
+        machine.part(str(tmp_path), 0, 1)
+    (tmp_path / "full" / "file").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OSError, match=r"not empty|Failure"):
+        machine.rename(f"{tmp_path}/other", f"{tmp_path}/full")
+
+
+def test_what_cannot_be_read(machine: Machine, tmp_path: Path) -> None:
+    """Is not taken for what is empty or not there; of ends, others are told all the same."""
+    place = Place(str(tmp_path), "s", machine)
+    place.enter(Entry("p-1", JobTemplate(remote_command="true"), "p-1"), "")
+    for number in range(1, 6):
+        machine.write({place.path("end", f"p-{number}"): f"status {number}\n.\n"})
+    os.remove(place.path("end", "p-3"))
+    os.mkdir(place.path("end", "p-3"))
+    for paths in ([place.path("end", "p-3")], [place.path("end", key) for key in ("p-2", "p-3")]):
+        with pytest.raises(SessionManagementError, match="p/end/3"):
+            machine.texts(paths)
+    found = place.ends([f"p-{number}" for number in range(8)])
+    assert {key: end.status for key, end in found.items()} == {"p-1": 1, "p-2": 2, "p-4": 4, "p-5": 5}
+    assert place.end("p-3") is None
 
 
 def test_commands(machine: Machine, tmp_path: Path) -> None:
@@ -184,6 +223,8 @@ def test_commands(machine: Machine, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr.strip(), done.returncode) == (b"out\n", b"err", 3)
     with pytest.raises(FileNotFoundError):
         machine.run([f"{tmp_path}/none"], env, 20)
+    assert machine.run(["sh", "-c", "kill -SEGV $$"], env, 20).returncode == -signal.SIGSEGV
+    assert machine.run(["sh", "-c", "exit 153"], env, 20).returncode == 153
 
 
 def test_silent_command(machine: Machine) -> None:
@@ -193,6 +234,26 @@ def test_silent_command(machine: Machine) -> None:
         machine.run(["sh", "-c", "echo wait >&2; sleep 600"], {"PATH": os.environ["PATH"]}, 1)
     assert b"wait" in (raised.value.stderr or b"")
     assert time.monotonic() - begun < 30
+
+
+def test_timeout_of_busybox(node: Node, tmp_path: Path) -> None:
+    """It has a status of its own for a command whose time was up."""
+    (tmp_path / "timeout").write_text("#!/bin/sh\nexit 143\n")
+    (tmp_path / "timeout").chmod(0o755)
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.there().run(["sleep", "1"], {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, 1)
+
+
+def test_strict_profile(node: Node, tmp_path: Path) -> None:
+    """What a login's profile leaves behind does not matter: options, or variables that cannot be changed."""
+    profile = tmp_path / "profile"
+    profile.write_text("export TMOUT=600 LEFT=1\nreadonly TMOUT\nset -eufC\n")
+    there = node.there(shell=f"/usr/bin/env BASH_ENV={profile} bash")
+    done = there.run(["sh", "-c", "echo $LEFT out; exit 3"], {"PATH": os.environ["PATH"], "TMOUT": "5"}, 20)
+    assert (done.stdout, done.stderr.strip(), done.returncode) == (b"out\n", b"", 3)
+    (tmp_path / "profile~").touch()
+    there.write({str(profile): ""})
+    assert there.names([str(tmp_path)]) == [["profile"]]
 
 
 def test_nothing_secret_is_shown(node: Node) -> None:
@@ -228,6 +289,77 @@ def test_it_is_away(node: Node) -> None:
     with pytest.raises(DrmCommunicationError):
         node.there(timeout=20.0).names(["/"])
     there.close()
+    with pytest.raises(DrmCommunicationError, match="closed"):
+        there.names(["/"])
+
+
+def test_its_clock(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is as this one, however long it took to log in."""
+
+    def slow(*args: Any, **settings: Any) -> Connection:
+        time.sleep(3)
+        return Connection(*args, **settings)
+
+    monkeypatch.setattr(module, "Connection", slow)
+    there = node.there()
+    assert there.base == str(node.home)
+    assert abs(there.now() - datetime.now(UTC)) < timedelta(seconds=2)
+
+
+def test_it_is_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the time of one request, however long it was away."""
+    there = node.there(timeout=1.0)
+    assert there.names([]) == []
+    assert there.exists("/")
+    back = time.monotonic() + 3.8
+
+    def away(*args: Any, **settings: Any) -> Connection:
+        if time.monotonic() < back:
+            raise DrmCommunicationError("away")
+        return Connection(*args, **settings)
+
+    monkeypatch.setattr(module, "Connection", away)
+    node.server.cut()
+    while time.monotonic() < back:
+        with suppress(DrmCommunicationError):
+            there.exists("/")
+    assert there.exists("/")
+
+
+def test_closing_does_not_wait(node: Node) -> None:
+    """For a node that takes long to answer; what it was asked fails."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        there = node.there(timeout=4.0, port=str(silent.getsockname()[1]))
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                there.names(["/"])
+            except DrmCommunicationError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.5)
+        begun = time.monotonic()
+        there.close()
+        assert time.monotonic() - begun < 2
+        thread.join(30)
+        assert len(errors) == 1
+
+
+def test_session_is_closed_though_it_is_away(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that go on are left alone: nothing has failed, and nothing is kept open."""
+    there = node.there(timeout=1.0)
+    backend = BatchBackend(
+        Slurm(), directory=str(tmp_path), session_name="s", timeout=10, environment={}, inherit=False, detach=True,
+        machine=there,
+    )  # fmt: skip
+    backend.open(lambda _: None, None)
+    monkeypatch.setattr(Commands, "run", lambda *_, **__: "12\n")
+    assert backend.submit([Submission("program-1", JobTemplate(remote_command="true"), "1")]) == ["12"]
+    node.server.close()
+    backend.close(end=False)
     with pytest.raises(DrmCommunicationError, match="closed"):
         there.names(["/"])
 
