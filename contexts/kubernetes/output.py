@@ -30,6 +30,7 @@ _PART_OF_A_STAMP = re.compile(rb"[0-9T:.Z+-]*")
 _LONGEST = len("2026-01-01T00:00:00.123456789+00:00 ")
 _FIXED = len("2026-01-01T00:00:00.123456789")
 _MOST_WORDS = 4096  # bytes
+_REMOVED = "unable to retrieve container logs for "
 _SECOND = 10**9  # nanoseconds
 
 
@@ -230,7 +231,9 @@ def _moment(stamp: re.Match[bytes]) -> int:
     return int(datetime.fromisoformat(second + zone).timestamp()) * _SECOND + int(fraction.ljust(9, "0"))
 
 
-def _strange(words: bytes) -> ImplementationSpecificError:
-    """What the node has put in place of output."""
+def _strange(words: bytes) -> ImplementationSpecificError | NotThereError:
+    """What the node has put in place of output; its words for a container that it has removed, while the pod goes."""
     said = words[:_MOST_WORDS].decode(errors="replace").strip()
+    if said.startswith(_REMOVED):
+        return NotThereError(said)
     return ImplementationSpecificError(f"the log has words of the node itself: {said}")

@@ -151,6 +151,18 @@ def test_words_of_the_node_are_no_output(tmp_path: Path, words: bytes) -> None:
     assert whole(output) == b"0\n1\n2\n"
 
 
+def test_a_container_removed_before_its_pod(tmp_path: Path) -> None:
+    """Its node says so in place of output: then what was followed is all that there is."""
+    node = Node(numbered(3))
+    node.ways = [iter_all, *[lambda _: iter([b"unable to retrieve container logs for containerd://c58664278f6e"])] * 2]
+    output = Output(node.client, tmp_path, "job")
+    output.fill("pod", follow=True)
+    check(output, b"0\n1\n2\n")
+    output.fill("pod", follow=False)
+    assert isinstance(output.error, NotThereError)
+    assert whole(output) == b"0\n1\n2\n"
+
+
 def test_endless_words_are_not_hoarded(tmp_path: Path) -> None:
     """Something else than a log, as a proxy's page, is an error long before its end."""
     node = Node([])
