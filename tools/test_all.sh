@@ -48,11 +48,12 @@ elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]
 
 lane oldest slurm "tests/conformance --wfl-sites slurm" \
     oldest schedulers "${schedulers[*]}"
-lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa"
+lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa" \
+    oldest ssh-slurm,ssh-grid-engine "tests/conformance --wfl-sites ssh-slurm,ssh-grid-engine"
 lane oldest kubernetes-faults "${kubernetes[*]}" \
     oldest hosts "${hosts[*]}"
 lane oldest daemons "${daemons[*]}" \
-    oldest ssh "tests/conformance --wfl-sites ssh,ssh-user,ssh-slurm,ssh-grid-engine" \
+    oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
     oldest pages "${pages[*]}"
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
 suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
