@@ -118,12 +118,13 @@ def _containers(name: str, **settings: Any) -> Site:
 
 
 def _count(name: str) -> dict[str, int]:
-    """What the daemon holds."""
+    """What the daemon holds, without containers of job servers, which may run beside this suite."""
     import docker
 
     with contextlib.closing(docker.APIClient(base_url=_address(name), version="1.41")) as client:
+        labels = [container["Labels"] or {} for container in client.containers(all=True)]
         return {
-            "containers": len(client.containers(all=True)),
+            "containers": sum(not own.get("wfl.session", "").startswith("server-") for own in labels),
             "images": len(client.images()),
             "networks": len(client.networks()),
             "volumes": len(client.volumes()["Volumes"] or ()),
