@@ -121,9 +121,15 @@ def conf() -> str:
 
 
 @pytest.fixture(params=["here", "via a login node"])
-def cluster(request: pytest.FixtureRequest, conf: str, tmp_path: Path) -> Iterator[Cluster]:
+def config(request: pytest.FixtureRequest) -> str:
+    """The configuration of SSH that leads to the login node; empty where this machine is it."""
+    return "" if request.param == "here" else str(ssh.reached().config)
+
+
+@pytest.fixture
+def cluster(conf: str, config: str, tmp_path: Path) -> Iterator[Cluster]:
     """It, and a session of which nothing is left afterwards."""
-    found = Cluster(conf, "" if request.param == "here" else str(ssh.reached().config), tmp_path)
+    found = Cluster(conf, config, tmp_path)
     yield found
     found.run("scancel", f"--name={found.name}")
     wait_until("our jobs are gone", lambda: not found.queue())

@@ -35,6 +35,12 @@ exec "$real" "$@"
 
 
 @pytest.fixture
+def config() -> str:
+    """This machine is the login node."""
+    return ""
+
+
+@pytest.fixture
 def flow(cluster: death.Cluster) -> Iterator[Workflow]:
     """A workflow in the session; what it leaves ends with it."""
     with Workflow(context(cluster, detach=False)) as flow:
