@@ -98,7 +98,15 @@ def test_what_is_anothers(server: Running, endpoint: Endpoint) -> None:
     until(lambda: server.state(id) == "running")
 
     def ask(id: str, upload: str) -> tuple[int, str]:
-        names = {"id": id, "session": "s", "upload": upload, "action": "kill", "stream": "stdout", "name": "x"}
+        names = {
+            "id": id,
+            "session": "s",
+            "upload": upload,
+            "action": "kill",
+            "stream": "stdout",
+            "name": "x",
+            "what": "machines",
+        }
         path = re.sub(r"\{(\w+)\}", lambda name: names[name[1]], endpoint.path)
         status, answer = server.request(endpoint.method, f"{API}{path}", bodies(endpoint, id), headers=bob)
         text = answer.decode() if isinstance(answer, bytes) else json.dumps(answer)
