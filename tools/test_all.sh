@@ -47,11 +47,11 @@ pages=(tests/binary tests/docs tests/examples)
 elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
 
 lane oldest slurm "tests/conformance --wfl-sites slurm" \
-    oldest schedulers "${schedulers[*]}"
+    oldest schedulers "${schedulers[*]}" \
+    oldest hosts "${hosts[*]}"
 lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa" \
     oldest ssh-slurm,ssh-grid-engine "tests/conformance --wfl-sites ssh-slurm,ssh-grid-engine"
-lane oldest kubernetes-faults "${kubernetes[*]}" \
-    oldest hosts "${hosts[*]}"
+lane oldest kubernetes-faults "${kubernetes[*]}"
 lane oldest daemons "${daemons[*]}" \
     oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
     oldest pages "${pages[*]}"
