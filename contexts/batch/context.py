@@ -153,10 +153,10 @@ class BatchContext(ClusterContext):
 
 
 def _login_node(given: SshContext | str | None) -> SshContext | None:
-    from wfl.contexts.ssh import SshContext
-
     if given is None:
         return None
+    from wfl.contexts.ssh import SshContext
+
     if not isinstance(given, SshContext | str):
         raise TypeError(f"via is {given!r} ({type(given).__name__}), expected an SshContext or a host")
     found = SshContext(given) if isinstance(given, str) else given

@@ -14,7 +14,6 @@ import time
 from typing import TYPE_CHECKING
 
 from wfl.contexts.batch.client import Client
-from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import Place, program_of
 from wfl.contexts.undertaker import Undertaker, revive, tell, until_none_is_left
 from wfl.errors import InvalidSessionError, WflError
@@ -22,7 +21,6 @@ from wfl.errors import InvalidSessionError, WflError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from wfl.contexts.batch.machine import Machine
     from wfl.contexts.batch.scheduler import Scheduler
 
 log = logging.getLogger("wfl")
@@ -45,9 +43,8 @@ class Ending:
         environment: Mapping[str, str],
         timeout: float,
         helper: bool,
-        machine: Machine = HERE,
     ) -> None:
-        self._scheduler, self._place, self._helper, self._machine = scheduler, place, helper, machine
+        self._scheduler, self._place, self._helper = scheduler, place, helper
         self._environment, self._timeout = environment, timeout
         self.keep = False
         """Whether a program that comes back looks for what has ended."""
@@ -87,7 +84,7 @@ class Ending:
 
     def _start(self, program: str) -> Undertaker:
         told = {
-            "scheduler": base64.b64encode(pickle.dumps((self._scheduler, self._machine))).decode(),
+            "scheduler": base64.b64encode(pickle.dumps((self._scheduler, self._place.machine))).decode(),
             "place": self._place.root,
             "program": program,
             "environment": self._environment,
@@ -132,7 +129,7 @@ class Ending:
                 helper.goodbye()
 
     def _client(self, timeout: float) -> Client:
-        return Client(self._scheduler, environment=self._environment, timeout=timeout, machine=self._machine)
+        return Client(self._scheduler, environment=self._environment, timeout=timeout, machine=self._place.machine)
 
     def goodbye(self) -> None:
         """Whatever runs is left alone."""

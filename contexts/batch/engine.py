@@ -166,9 +166,7 @@ class BatchBackend(Backend):
         if machine.is_away:
             self.index_fields = INDEX_FIELDS.difference(STAGED)
         self.place = Place(directory, session_name, machine)
-        self.ending = Ending(
-            scheduler, self.place, environment=environment, timeout=timeout, helper=not detach, machine=machine
-        )
+        self.ending = Ending(scheduler, self.place, environment=environment, timeout=timeout, helper=not detach)
         self._lock = threading.RLock()
         self._held: dict[str, Held] = {}
         self._again: dict[str, str] = {}  # by what the scheduler calls it: an id that it has given before

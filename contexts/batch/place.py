@@ -9,6 +9,7 @@ session's name, and their ends without asking.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import posixpath
@@ -97,16 +98,15 @@ class Place:
 
     def __init__(self, directory: str, session_name: str, machine: Machine = HERE) -> None:
         """A directory that is relative begins at the machine's base, which is asked for when it is first needed."""
-        self._directory, self._session, self._machine = directory, session_name, machine
+        self._directory, self._session, self.machine = directory, session_name, machine
         self._making = threading.Lock()
         self._made: set[str] = set()  # directories that are there
 
-    @property
+    @functools.cached_property
     def root(self) -> str:
         """Its path."""
-        if not posixpath.isabs(self._directory):
-            self._directory = posixpath.join(self._machine.base, self._directory)
-        return posixpath.join(self._directory, self._session)
+        base = "" if posixpath.isabs(self._directory) else self.machine.base
+        return posixpath.join(base, self._directory, self._session)
 
     def path(self, kind: Kind, key: str) -> str:
         """The file of this kind for a job, or an element, by its key."""
@@ -128,18 +128,18 @@ class Place:
         texts = {self.path("job", entry.key): json.dumps(said), self.path("script", entry.key): script}
         if program in self._made:
             try:
-                self._machine.write(texts)
+                self.machine.write(texts)
             except SessionManagementError:  # others may remove a directory that is empty
                 self._made.discard(program)
             else:
                 return
         with self._making:
             self._make(program)
-        self._machine.write(texts)
+        self.machine.write(texts)
 
     def accept(self, key: str, parts: Mapping[int, str]) -> None:
         """Write down the scheduler's ids: of the job, or of an array's waves, by their numbers."""
-        self._machine.write({self.path("id", key): json.dumps(parts)})
+        self.machine.write({self.path("id", key): json.dumps(parts)})
 
     def accepted(self, keys: Collection[str]) -> dict[str, dict[int, str]]:
         """The scheduler's ids for what was submitted under these keys, as far as its answers were read."""
@@ -196,7 +196,7 @@ class Place:
 
     def since(self, keys: Collection[str]) -> datetime:
         """When the first of these was about to be submitted, by the file system's clock."""
-        return min((self._machine.now(), *(times.written for times in self._times("job", keys).values())))
+        return min((self.machine.now(), *(times.written for times in self._times("job", keys).values())))
 
     def log(self, key: str) -> str:
         """The last words of the scheduler about a job, or about any element of its array."""
@@ -205,18 +205,18 @@ class Place:
     def whole_log(self, key: str) -> str:
         """All that the scheduler has written about a job, or about all elements of its array."""
         path = self.path("log", key.partition(".")[0])
-        told = self._machine.texts([path]).get(path)
+        told = self.machine.texts([path]).get(path)
         return told.text if told is not None else ""
 
     def stop(self, key: str) -> None:
         """From now on this job, element, or any element of this array, ends when it begins."""
         with contextlib.suppress(SessionManagementError):  # the scheduler is told, too
-            self._machine.append(self.path("stop", key), "")
+            self.machine.append(self.path("stop", key), "")
 
     def note_reaped(self, key: str, indexes: Iterable[int]) -> None:
         """Write down that nobody wants to know any more of these elements of an array."""
         with contextlib.suppress(SessionManagementError):
-            self._machine.append(self.path("reaped", key), "".join(f"{index}\n" for index in indexes))
+            self.machine.append(self.path("reaped", key), "".join(f"{index}\n" for index in indexes))
 
     def reaped(self, keys: Collection[str]) -> dict[str, set[int]]:
         """The indexes of those, by the arrays' keys."""
@@ -225,15 +225,15 @@ class Place:
 
     def forget(self, keys: Iterable[str], kinds: Sequence[Kind] = KINDS) -> None:
         """Remove all of these jobs, or what arrays' elements have in common; or of single elements, their `kinds`."""
-        self._machine.remove(self.path(kind, key) for key in keys for kind in kinds)
+        self.machine.remove(self.path(kind, key) for key in keys for kind in kinds)
 
     def is_at_work(self, key: str, patience: float) -> bool:
         """Whether a program may be submitting this just now, which it does for `patience` seconds at most."""
         written = self.since([key])
-        if self._machine.now() - written > timedelta(seconds=patience):
+        if self.machine.now() - written > timedelta(seconds=patience):
             return False
         path = f"{self.root}/{program_of(key)}/{BY}"
-        told = self._machine.texts([path]).get(path)
+        told = self.machine.texts([path]).get(path)
         return told is not None and program_lives(told.text)
 
     def tidy(self, program: str) -> None:
@@ -243,9 +243,9 @@ class Place:
         if jobs or not all_of_it:
             return
         with contextlib.suppress(OSError):
-            self._machine.rename(place, f"{place}~")
+            self.machine.rename(place, f"{place}~")
             if self._names(f"{place}~/job")[0]:  # it has just begun again
-                self._machine.rename(f"{place}~", place)
+                self.machine.rename(f"{place}~", place)
             else:
                 self.remove(f"{program}~")
         with self._making:
@@ -253,21 +253,21 @@ class Place:
 
     def is_there(self, program: str) -> bool:
         """Whether this program has submitted anything in this session."""
-        return self._machine.exists(f"{self.root}/{program}")
+        return self.machine.exists(f"{self.root}/{program}")
 
     def put_away(self, program: str) -> None:
         """From now on no job of this program starts."""
         with contextlib.suppress(FileNotFoundError):  # somebody began with that before
-            self._machine.rename(f"{self.root}/{program}/job", f"{self.root}/{program}/job{AWAY}")
+            self.machine.rename(f"{self.root}/{program}/job", f"{self.root}/{program}/job{AWAY}")
 
     def leave(self, program: str, *, keep: bool) -> None:
         """Of a program that was put away, when all has ended: all as it was, or nothing."""
         root = f"{self.root}/{program}"
         with contextlib.suppress(FileNotFoundError):
             if keep:
-                self._machine.rename(f"{root}/job{AWAY}", f"{root}/job")
+                self.machine.rename(f"{root}/job{AWAY}", f"{root}/job")
             else:
-                self._machine.rename(root, f"{root}{AWAY}")  # a shell that just writes its last words finds it no more
+                self.machine.rename(root, f"{root}{AWAY}")  # a shell that just writes its last words finds it no more
                 self.remove(f"{program}{AWAY}")
 
     def remove(self, program: str | None = None) -> None:
@@ -275,13 +275,13 @@ class Place:
         for name in [program] if program is not None else self._names(self.root)[0]:
             with self._making:
                 self._made.discard(f"{self.root}/{name}")
-            self._machine.remove_directory(f"{self.root}/{name}", whole=True)
-        self._machine.remove_directory(self.root, whole=False)
+            self.machine.remove_directory(f"{self.root}/{name}", whole=True)
+        self.machine.remove_directory(self.root, whole=False)
 
     def _make(self, program: str) -> None:
         try:
-            self._machine.make(f"{program}/{kind}" for kind in KINDS)
-            self._machine.write({f"{program}/{BY}": program_name("self")})
+            self.machine.make(f"{program}/{kind}" for kind in KINDS)
+            self.machine.write({f"{program}/{BY}": program_name("self")})
         except SessionManagementError as error:
             words = f"{error}. Give a directory that the cluster's machines share: directory=PATH"
             raise SessionManagementError(words) from error
@@ -289,14 +289,14 @@ class Place:
 
     def _texts(self, kind: Kind, keys: Collection[str]) -> dict[str, Text]:
         paths = {self.path(kind, key): key for key in keys}
-        return {paths[path]: told for path, told in self._machine.texts(paths).items()} if paths else {}
+        return {paths[path]: told for path, told in self.machine.texts(paths).items()} if paths else {}
 
     def _times(self, kind: Kind, keys: Collection[str]) -> dict[str, Times]:
         paths = {self.path(kind, key): key for key in keys}
-        return {paths[path]: told for path, told in self._machine.times(paths).items()} if paths else {}
+        return {paths[path]: told for path, told in self.machine.times(paths).items()} if paths else {}
 
     def _names(self, *directories: str) -> list[list[str]]:
-        return self._machine.names(directories)
+        return self.machine.names(directories)
 
 
 def _entry(text: str) -> Entry:

@@ -17,13 +17,15 @@ from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import pytest
+
 from tests import ssh
 from tests.containers import lacking
 from tests.faults.machine import PATIENCE, children_of, wait_until
 from tests.faults.servers import free_port, listens, needed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from wfl.contexts.ssh import SshContext
@@ -235,6 +237,16 @@ class Wire:
         self.close()
 
 
+FAULTS: dict[str, Callable[[Wire], None]] = {
+    "cut": Wire.cut,
+    "refused": lambda wire: (wire.refuse(), threading.Timer(1.0, wire.mend).start())[0],  # type: ignore[func-returns-value]
+    "stalled": lambda wire: wire.stall(*BOTH),
+    "nothing there": lambda wire: wire.stall("there"),
+    "nothing back": lambda wire: wire.stall("back"),
+}
+"""What may happen to connections."""
+
+
 class Host:
     """An sshd of our own, with the keys and users of the one that `make services` starts; it may be struck.
 
@@ -371,3 +383,10 @@ def alive(log: Path) -> list[int]:
     from tests.faults.machine import is_alive, noted
 
     return [pid for pid, ticks in noted(log) if is_alive(pid, ticks)]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """An sshd that nobody else uses."""
+    with Host(tmp_path_factory.mktemp("host")) as found:
+        yield found

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("httpx", reason="httpx is not in this environment")
 pytest.importorskip("uvicorn", reason="uvicorn is not in this environment")
 
-from tests.faults.hosts import BOTH, WIRE, Wire
+from tests.faults.hosts import FAULTS, WIRE, Wire
 from tests.faults.jobservers import GATEWAY, Gateway, JobServer
 from tests.faults.machine import PATIENCE, seed, wait_until
 from wfl import JobState, Workflow, shell
@@ -32,13 +32,6 @@ SOON = 20.0
 """Seconds after which all must be known again, here where nothing stays broken: some silences, and connecting."""
 SIZE = 6_000_000
 """Bytes of a file: more than all buffers on its way hold."""
-FAULTS: dict[str, Callable[[Wire], None]] = {
-    "cut": Wire.cut,
-    "refused": lambda wire: (wire.refuse(), threading.Timer(1.0, wire.mend).start())[0],  # type: ignore[func-returns-value]
-    "stalled": lambda wire: wire.stall(*BOTH),
-    "nothing there": lambda wire: wire.stall("there"),
-    "nothing back": lambda wire: wire.stall("back"),
-}
 
 
 @pytest.fixture(scope="module")

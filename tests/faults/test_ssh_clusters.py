@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.clusters import jobs_of, left_in, reached
+from tests.faults import hosts
 from tests.faults.hosts import Host, Wire
 from tests.faults.machine import PATIENCE, wait_until
 from wfl import JobState, Workflow, shell
@@ -26,11 +27,7 @@ SIZE = 20_000_000
 """Bytes of a file: more than all buffers on its way hold."""
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A login node that nobody else uses."""
-    with Host(tmp_path_factory.mktemp("host")) as found:
-        yield found
+host = hosts.host
 
 
 @pytest.fixture

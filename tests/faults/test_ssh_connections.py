@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.hosts import BOTH, WIRE, Host, Wire
+from tests.faults import hosts
+from tests.faults.hosts import BOTH, FAULTS, WIRE, Host, Wire
 from tests.faults.machine import PATIENCE, wait_until
 from wfl import JobState, Workflow, shell
 from wfl.errors import DrmCommunicationError
@@ -33,20 +34,9 @@ LEFT = 25.0
 """Seconds after which nothing of a session is left on the host: sshd gives up a silent connection after fifteen."""
 SIZE = 6_000_000
 """Bytes of a file: more than all buffers on its way hold."""
-FAULTS: dict[str, Callable[[Wire], None]] = {
-    "cut": Wire.cut,
-    "refused": lambda wire: (wire.refuse(), threading.Timer(1.0, wire.mend).start())[0],  # type: ignore[func-returns-value]
-    "stalled": lambda wire: wire.stall(*BOTH),
-    "nothing there": lambda wire: wire.stall("there"),
-    "nothing back": lambda wire: wire.stall("back"),
-}
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """An sshd that nobody else uses."""
-    with Host(tmp_path_factory.mktemp("host")) as found:
-        yield found
+host = hosts.host
 
 
 @pytest.fixture

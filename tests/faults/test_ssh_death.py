@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults import hosts
 from tests.faults.hosts import BOTH, Host, Wire, alive
 from tests.faults.machine import CLEAN, PATIENCE, Program, children_of, command_of, marked, slowness, wait_until
 from wfl import JobState, Workflow, shell
@@ -47,11 +48,7 @@ def some(flow, count):
 SOME = "job = some(Workflow(context(), raise_errors=True), int(rest[0]))\njob.synchronize()\n"
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """An sshd that nobody else uses."""
-    with Host(tmp_path_factory.mktemp("host")) as found:
-        yield found
+host = hosts.host
 
 
 @pytest.fixture

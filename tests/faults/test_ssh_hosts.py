@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import ssh
+from tests.faults import hosts
 from tests.faults.hosts import ALIAS, BOTH, Host, Wire, alive
 from tests.faults.machine import NOTE, PATIENCE, children_of, command_of, noted, stat_of, wait_until
 from tests.faults.servers import free_port, needed
@@ -39,11 +40,7 @@ ALL = os.fsdecode(bytes(range(1, 256)))
 """Every byte that a text for the system may have."""
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """An sshd that nobody else uses."""
-    with Host(tmp_path_factory.mktemp("host")) as found:
-        yield found
+host = hosts.host
 
 
 @pytest.fixture
