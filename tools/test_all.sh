@@ -12,25 +12,25 @@ mkdir -p build/tests
 places=$(mktemp -d "${TMPDIR:-/tmp}/wflXXXX") # short: sockets are below it
 chmod 755 "$places" # jobs of other users have files below it
 trap 'jobs -p | xargs -r kill; rm -rf "$places"' EXIT
-suite() { # suite oldest|newest NAME TESTS : one run of pytest, with a result file of this name
-    make test SUITE="$2" PYTHON="${!1}" VENV=".venv-$1" TESTS="$3"
+# A case that fails is run again, as a machine that is shared by so many may have been too slow for it once; the summary
+# names it, and its log has what it said. One that fails three times, or many that fail, fail the whole.
+again=(--reruns 2 --reruns-delay 5 --max-suite-reruns 12 --rerun-show-tracebacks)
+suite() { # suite oldest|newest NAME TESTS : one run of pytest, with a result file and a log of this name
+    make test SUITE="$2" PYTHON="${!1}" VENV=".venv-$1" TESTS="$3 ${again[*]}" 2>&1 | tee "build/tests/$2-$1.log"
 }
 
 make .venv-oldest/.has-test .venv-oldest/.has-binary PYTHON="$oldest" VENV=.venv-oldest
 
 # What mostly waits for its system runs beside the rest, some suites one after another in a lane, as evenly as can be;
 # each has a temporary directory of its own, since cases count what is left there.
-lanes=() logs=()
+lanes=()
 lane() { # lane oldest|newest NAME TESTS [...] : these suites, one after another, beside what follows
-    local -a given=("$@")
-    while [ "$#" -gt 0 ]; do logs+=("build/tests/$2-$1.log") && shift 3; done
-    set -- "${given[@]}"
     (
         code=0
         while [ "$#" -gt 0 ]; do
             place=$(mktemp -d "$places/XXX")
             chmod 755 "$place"
-            WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place suite "$1" "$2" "$3" >"build/tests/$2-$1.log" 2>&1 || code=1
+            WFL_SERVICES=${TMPDIR:-/tmp} TMPDIR=$place suite "$1" "$2" "$3" >/dev/null || code=1
             shift 3
         done
         exit "$code"
@@ -67,6 +67,9 @@ lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
 lane oldest kubernetes,kubernetes-files "tests/conformance --wfl-sites kubernetes,kubernetes-files"
 suite oldest conformance "tests/conformance --wfl-sites process,process-store,fake,fake-asked,docker,podman" || failed=1
 for one in "${lanes[@]}"; do wait "$one" || failed=1; done
-cat "${logs[@]}"
+for log in build/tests/*.log; do
+    printf '\n--- %s\n' "$log"
+    cat "$log"
+done
 "$oldest" tools/summary.py build/tests || failed=1
 exit "$failed"

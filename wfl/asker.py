@@ -36,12 +36,12 @@ class Asker:
         self._interval = self._limits.ask_min
         self._last = -inf
         self._due: float | None = None  # when the clock will ring
-        self._asking = self._stopped = self._down = False
+        self._asking = self._hurried = self._stopped = self._down = False
 
     def hurry(self) -> None:
         """Something is expected: ask as soon as the shortest interval allows."""
         with self._lock:
-            self._interval = self._limits.ask_min
+            self._interval, self._hurried = self._limits.ask_min, True
             self._plan()
 
     def stop(self) -> None:
@@ -61,7 +61,7 @@ class Asker:
         with self._lock:
             if self._stopped or due != self._due:  # an earlier one has been planned since
                 return
-            self._due, self._last, self._asking = None, self._clock.now(), True
+            self._due, self._last, self._asking, self._hurried = None, self._clock.now(), True, False
         self._workers.submit(self._round)
 
     def _round(self) -> None:
@@ -110,4 +110,6 @@ class Asker:
             self._interval = self._limits.ask_min
 
     def _slow_down(self) -> None:
-        self._interval = min(self._interval * SLOWER, self._limits.ask_max)
+        with self._lock:
+            if not self._hurried:  # while this question was on its way: it may not have been about what is expected
+                self._interval = min(self._interval * SLOWER, self._limits.ask_max)

@@ -331,7 +331,7 @@ class ProcessBackend(Backend):
         if action in (Action.HOLD, Action.RELEASE):
             return {id: UnsupportedOperationError("a process that was started cannot be held") for id in ids}
         failures: dict[str, WflError] = {}
-        numbers: dict[Link, dict[int, str]] = {}
+        found: dict[Link, dict[int, _Process]] = {}
         for id in ids:
             process = self._processes.get(id)
             if process is None or process.ended:
@@ -340,10 +340,17 @@ class ProcessBackend(Backend):
                 if not _signal_orphan(process, action):
                     failures[id] = InvalidStateError(f"{id}: it has ended")
             else:
-                numbers.setdefault(process.link, {})[process.n] = id
-        for link, ns in numbers.items():
-            for n, words in link.ask("control", action.value, list(ns)).items():
-                failures[ns[int(n)]] = InvalidStateError(f"{ns[int(n)]}: cannot {action.value}: {words}")
+                found.setdefault(process.link, {})[process.n] = process
+        for link, processes in found.items():
+            try:
+                refused = link.ask("control", action.value, list(processes))
+            except DrmCommunicationError:
+                if not all(process.ended for process in processes.values()):
+                    raise
+                refused = dict.fromkeys(processes, "it has ended")  # and with the last one its keeper
+            for n, words in refused.items():
+                id = processes[int(n)].id
+                failures[id] = InvalidStateError(f"{id}: cannot {action.value}: {words}")
         return failures
 
     def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:

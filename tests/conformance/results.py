@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from wfl.testing.conformance.site import Site
 
 NOT_APPLICABLE = "not applicable: "
+_OUTCOMES = ("failed", "passed", "not applicable")
+"""The first of these that a test of a case had is the case's."""
 _HEAD = """\
 # Conformance
 
@@ -53,7 +55,7 @@ class Record:
     """How the cases of this run ended; a case with parameters has passed when it passed with all that apply."""
 
     def __init__(self) -> None:
-        self._sites: dict[str, dict[str, dict[str, str]]] = {}
+        self._sites: dict[str, dict[str, dict[str, dict[str, str]]]] = {}  # by site, case and test
         self._parts: dict[str, str] = {}  # why at this site only some files are run
 
     def add(self, site: Site, item: pytest.Function, report: pytest.TestReport, error: Any) -> None:
@@ -61,23 +63,28 @@ class Record:
         if report.when == "teardown" and report.passed:
             return
         file = item.module.__name__.rpartition(".")[2]
-        cases = self._sites.setdefault(site.name, {})
         if site.why and not EVERY:
             self._parts[site.name] = site.why
-        case = f"{file}::{item.originalname}"
-        before = cases.get(case, {}).get("outcome")
+        tests = self._sites.setdefault(site.name, {}).setdefault(f"{file}::{item.originalname}", {})
+        if report.when == "setup":
+            tests.pop(item.nodeid, None)  # it failed, and is run again
         if report.failed:
-            cases[case] = {"outcome": "failed"}
+            tests[item.nodeid] = {"outcome": "failed"}
         elif report.skipped:
             reason = str(getattr(error and error.value, "msg", error and error.value))
-            if reason.startswith(NOT_APPLICABLE) and before is None:
-                cases[case] = {"outcome": "not applicable", "reason": reason.removeprefix(NOT_APPLICABLE)}
-        elif report.when == "call" and before != "failed":
-            cases[case] = {"outcome": "passed"}
+            if reason.startswith(NOT_APPLICABLE):
+                tests[item.nodeid] = {"outcome": "not applicable", "reason": reason.removeprefix(NOT_APPLICABLE)}
+        elif report.when == "call":
+            tests[item.nodeid] = {"outcome": "passed"}
 
     def write(self, directory: Path) -> None:
         """Add them to what earlier runs have left."""
-        for site, cases in self._sites.items():
+        for site, tests in self._sites.items():
+            cases = {
+                case: min(ends.values(), key=lambda end: _OUTCOMES.index(end["outcome"]))
+                for case, ends in tests.items()
+                if ends
+            }
             if not cases:
                 continue
             directory.mkdir(parents=True, exist_ok=True)

@@ -63,15 +63,18 @@ def test_mixed_ends(site: Site, flow: Workflow) -> None:
 def test_threads_on_one_workflow(site: Site, flow: Workflow) -> None:
     """Sixteen threads that run, wait and chain on one workflow do not disturb each other."""
 
-    def work(number: int) -> list[int | None]:
+    def work(number: int) -> None:
         job = flow.new_job()
         for step in range(site.many(10, least=2)):
-            job.run(site.fail((number + step) % 5)).wait()
-        return [info.exit_status for info in job.infos()]
+            status = (number + step) % 5
+            job.run(site.fail(status)).wait()
+            info = job.info()
+            wrong.extend([] if info and info.exit_status == status else [f"not {status}: {info}"])
 
+    wrong = list[str]()
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(work, range(16)))
-    assert results == [[(number + step) % 5 for step in range(site.many(10, least=2))] for number in range(16)]
+        list(pool.map(work, range(16)))
+    assert not wrong
 
 
 def test_threads_on_one_job(site: Site, flow: Workflow) -> None:

@@ -209,6 +209,7 @@ exec "$real" "$@"
     wait_until("it was asked again", lambda: _lines(cluster.commands / "asked") >= 3)
     assert len(cluster.queue()) == 4
     (cluster.commands / "away").unlink()
+    program.struck = time.monotonic()  # until then nobody could end them
     cluster.is_empty(program, gone=4 * GONE)
 
 

@@ -145,6 +145,26 @@ def test_a_detached_keeper_that_is_told_to_end_ends_its_tasks(detached: Workflow
     assert not is_alive(pid, ticks)
 
 
+def test_a_keeper_that_left_with_its_last_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ending a task once more, whose keeper goes as it has ended, is no error: there is nobody left to be asked."""
+    with Workflow(ProcessContext(store=tmp_path / "store", detach=True, session_name="one")) as first:
+        pid, _ = pid_of(first.run(*sleeper(tmp_path / "pid")), tmp_path / "pid")
+    asked = link.Link.ask
+
+    def late(self: link.Link, what: str, *arguments: object) -> object:
+        os.kill(pid, signal.SIGKILL)
+        wait_until("its keeper has left", self.closed.is_set)
+        return asked(self, what, *arguments)
+
+    with Workflow(ProcessContext(store=tmp_path / "store", detach=True, session_name="one")) as again:
+        (job,) = again.jobs()
+        monkeypatch.setattr(link.Link, "ask", late)
+        job.tasks[-1].terminate()
+        info = job.wait(PATIENCE).info()
+    assert info is not None
+    assert (info.sub_state, info.terminating_signal) == ("cancelled", "SIGKILL")
+
+
 def test_a_stopped_keeper_does_not_hang_the_program(
     own: Workflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

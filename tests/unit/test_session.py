@@ -849,8 +849,12 @@ def test_an_expected_end_of_an_earlier_program_s_job(open_session: Open, tmp_pat
         assert state(task) is JobState.RUNNING
     times, begin = list[float](), system.now
     watch(open_session(system, store=tmp_path / "jobs", detach=True), "ask", lambda _: times.append(system.now))
-    while not times:  # its thread is there
-        system.advance(1)
+
+    def its_thread_is_there() -> bool:
+        system.advance(0.001)
+        return bool(times)
+
+    until(its_thread_is_there)
     system.advance(4500)
     assert any(begin + 3990 <= time <= begin + 4003 for time in times)
     assert len(times) < 60
