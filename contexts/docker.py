@@ -30,9 +30,9 @@ class DockerContext(Context):
     tls: client_cert (certificate, key), ca_cert and verify, for a tcp:// given here. verify=False trusts anybody.
     timeout: seconds that the daemon may take to answer one request.
     pull: when images are fetched: "missing" (default), "always" (once in each session) or "never".
-    auth: {"username": …, "password": …} or {"identitytoken": …} for the registry "serveraddress" (host or host:port),
-    which is that of `image` if it is left out; other registries do not see it. None, and for all other registries: as
-    the docker command is configured (`docker login`, credential helpers).
+    registry_auth: {"username": …, "password": …} or {"identitytoken": …} for the registry "serveraddress" (host or
+    host:port), which is that of `image` if it is left out; other registries do not see it. None, and for all other
+    registries: as the docker command is configured (`docker login`, credential helpers).
 
     What cannot be reached is said when the context is first used, as a DrmCommunicationError in one line.
     """
@@ -47,13 +47,13 @@ class DockerContext(Context):
         tls: Mapping[str, Any] | None = None,
         timeout: float = 60.0,
         pull: str = "missing",
-        auth: Mapping[str, str] | None = None,
+        registry_auth: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        check_settings(image=image, base_url=base_url, tls=tls, timeout=timeout, pull=pull, auth=auth)
+        check_settings(image=image, base_url=base_url, tls=tls, timeout=timeout, pull=pull, registry_auth=registry_auth)
         self.image, self.base_url, self.tls, self.timeout = image, base_url, tls, float(timeout)
-        self.pull, self.auth = pull, auth_of(auth, image)
+        self.pull, self.registry_auth = pull, auth_of(registry_auth, image)
 
     def backend(self) -> Backend:
         """A new backend; it contacts the daemon when it is opened."""
@@ -81,7 +81,7 @@ class DockerContext(Context):
 
     def client_settings(self) -> dict[str, Any]:
         """Where the daemon is, and how it is spoken to."""
-        found = client_of(self.base_url, self.tls, self.timeout, self.auth)
+        found = client_of(self.base_url, self.tls, self.timeout, self.registry_auth)
         return {**found, "cure": self.dialect().cure, "remote": self.name}
 
 

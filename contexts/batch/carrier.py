@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from wfl.contexts.batch.place import Entry
 
 STAGED = ("stage_in_files", "stage_out_files")
-TRIES = 5
-"""Attempts to copy what one job needs, each with a connection of its own."""
 COPIES = 4
 """Jobs whose files are copied back at once."""
 
@@ -34,7 +32,7 @@ class Carrier:
         self._pool = Pool("wfl-batch-copy", COPIES)
         self._lock = threading.Lock()
         self._fetched: dict[str, str | None] = {}  # by key: what went wrong, None while it goes on
-        self._closed = False
+        self._closed = threading.Event()
 
     def resolve(self, template: JobTemplate) -> JobTemplate:
         """With the paths of this side absolute."""
@@ -58,19 +56,8 @@ class Carrier:
         files = entry.template.stage_in_files if self.away else None
         if not files:
             return
-        copies = self._machine.copies(f"wfl-{entry.key}")
         todo = {posixpath.join(entry.template.working_directory or "", name): source for name, source in files.items()}
-        for attempt in range(TRIES):
-            try:
-                while todo:
-                    target, source = next(iter(todo.items()))
-                    copies.put(source, target)
-                    del todo[target]
-            except DrmCommunicationError:
-                if attempt == TRIES - 1:
-                    raise
-            else:
-                return
+        self._machine.copies(f"wfl-{entry.key}").put_all(todo, self._closed.wait)
 
     def fetched(self, entry: Entry, key: str) -> str | None:
         """Copy back what a job that has ended has left; None while that goes on, "" when all is here, or what is not.
@@ -80,7 +67,7 @@ class Carrier:
         if not self.away or not entry.template.stage_out_files:
             return ""
         with self._lock:
-            if key not in self._fetched and not self._closed:
+            if key not in self._fetched and not self._closed.is_set():
                 self._fetched[key] = None
                 self._pool.submit(lambda: self._fetch(entry, key))
             return self._fetched.get(key)
@@ -112,7 +99,7 @@ class Carrier:
     def close(self) -> None:
         """Nothing more is copied back."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
         self._pool.drain(0)
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from wfl.contexts.batch.machine import Machine
-    from wfl.contexts.batch.scheduler import Account, Command, Job, Scheduler, Seen
+    from wfl.contexts.batch.scheduler import Command, Job, Scheduler, Seen
+    from wfl.contexts.ends import Account
 
 log = logging.getLogger("wfl")
 

@@ -9,6 +9,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
+from wfl.contexts import settings as checked
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import InvalidArgumentError
 
@@ -39,8 +40,7 @@ class ClusterContext(Context):
         **settings: Any,
     ) -> None:
         super().__init__(detach=detach, **settings)
-        if not isinstance(inherit_environment, bool):
-            raise TypeError(f"inherit_environment is {inherit_environment!r}, expected bool")
+        checked.flag("inherit_environment", inherit_environment)
         if directory == "":
             raise InvalidArgumentError("directory is empty, expected a path on a file system that the machines share")
         self.directory = self._absolute(f"~/.wfl/{self.name}" if directory is None else os.fspath(directory))
@@ -100,16 +100,12 @@ class BatchContext(ClusterContext):
         if self.via is not None and self.inherit_environment:
             words = "inherit_environment: the program's environment is not that of jobs submitted via another machine"
             raise InvalidArgumentError(f"{words}; name what they need in job_environment")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-            raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
-        if not timeout > 0:
-            raise InvalidArgumentError(f"timeout is {timeout!r}, expected seconds above 0")
         if environment is not None and not isinstance(environment, Mapping):
-            raise TypeError(f"environment is {environment!r} ({type(environment).__name__}), expected a dict")
+            raise checked.wrong("environment", environment, "a dict")
         for name, value in (environment or {}).items():
             if not isinstance(value, str):
-                raise TypeError(f"environment: {name} is {value!r} ({type(value).__name__}), expected str")
-        self.timeout, self.environment = float(timeout), dict(environment or {})
+                raise checked.wrong(f"environment: {name}", value, "str")
+        self.timeout, self.environment = checked.seconds("timeout", timeout), dict(environment or {})
 
     def _absolute(self, directory: str) -> str:
         return super()._absolute(directory) if self.via is None else directory.removeprefix("~/")
@@ -158,7 +154,7 @@ def _login_node(given: SshContext | str | None) -> SshContext | None:
     from wfl.contexts.ssh import SshContext
 
     if not isinstance(given, SshContext | str):
-        raise TypeError(f"via is {given!r} ({type(given).__name__}), expected an SshContext or a host")
+        raise checked.wrong("via", given, "an SshContext or a host")
     found = SshContext(given) if isinstance(given, str) else given
     if len(found.hosts) > 1:
         raise InvalidArgumentError(f"via has {len(found.hosts)} hosts, expected one login node: {found.hosts}")

@@ -23,10 +23,10 @@ from wfl.contexts.batch import script
 from wfl.contexts.batch.carrier import STAGED, Carrier
 from wfl.contexts.batch.client import ENDING, Client, how_to_cancel, ordered
 from wfl.contexts.batch.ending import Ending
-from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import ELEMENT, Entry, Place, Wave, program_of
-from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Account, Job, flag
+from wfl.contexts.batch.scheduler import INHERIT, NATIVE, Job, flag
+from wfl.contexts.ends import Account, how_it_ended
 from wfl.drmaa2 import Capability, JobInfo, JobState, SubState, fact
 from wfl.errors import (
     DeniedByDrmsError,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from wfl.backend import Outcome, Report, Stream
     from wfl.contexts.batch.machine import Machine
-    from wfl.contexts.batch.place import End
     from wfl.contexts.batch.scheduler import Scheduler, Seen
+    from wfl.contexts.ends import End
     from wfl.drmaa2 import JobTemplate
 
 log = logging.getLogger("wfl")

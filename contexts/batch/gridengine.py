@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.quantities import in_seconds, later, ranges, time_limit
-from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.scheduler import NATIVE, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.ends import Account
 from wfl.drmaa2 import Capability, FrozenDict, JobState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 

@@ -19,7 +19,7 @@ from wfl.contexts import helper
 from wfl.errors import InvalidStateError, SessionManagementError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 
 class Times(msgspec.Struct, frozen=True, gc=False):
@@ -39,8 +39,8 @@ class Text(msgspec.Struct, frozen=True, gc=False):
 class Copies(Protocol):
     """Files and directories to another machine and back. Raises DrmCommunicationError where that broke off."""
 
-    def put(self, source: str, target: str) -> None:
-        """There."""
+    def put_all(self, files: Mapping[str, str], wait: Callable[[float], object]) -> None:
+        """There, the sources by their targets; `wait` waits before another attempt."""
 
     def get(self, source: str, target: str) -> None:
         """Back."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.quantities import divided, english_time, fixed_slots, hours, in_seconds, later, time_limit
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.scheduler import Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.ends import Account
 from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 

@@ -14,20 +14,23 @@ import json
 import os
 import posixpath
 import threading
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from wfl.contexts.batch.machine import HERE
+from wfl.contexts.ends import read_end
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import SessionManagementError
 from wfl.program import program_lives, program_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from wfl.contexts.batch.machine import Machine, Text, Times
+    from wfl.contexts.ends import End
 
 Kind = Literal["job", "job~", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped"]
 KINDS: tuple[Kind, ...] = ("job", "script", "id", "run", "end", "out", "err", "log", "stop", "reaped")
@@ -35,8 +38,6 @@ ELEMENT: tuple[Kind, ...] = ("run", "end", "out", "err", "stop")
 """Those that each element of an array has."""
 BY = "by"
 """The file with the name of the program that submits."""
-WHOLE = "."
-"""The last line of an end: a file that lacks it is still being written."""
 AWAY = "~"
 """Behind the names of directories that nobody is to find any more."""
 
@@ -72,25 +73,6 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     def parts(self) -> range:
         """The numbers of what is submitted, each with an id of its own: an array's waves, or the one job."""
         return range(1 if self.waves is None else len(self.waves))
-
-
-class End(msgspec.Struct, frozen=True, gc=False):
-    """What a job has written about its end. `refused`: why its command was never started, else None.
-
-    `id`: what the scheduler calls it, an element by its array. `said`: its shell had something to say, which is that a
-    signal ended the command (but for those it never mentions).
-    """
-
-    status: int | None
-    refused: str | None
-    unsaved: str | None
-    said: bool
-    shell: str
-    host: str
-    id: str
-    wallclock: timedelta | None
-    cpu: timedelta | None
-    time: datetime
 
 
 class Place:
@@ -314,37 +296,6 @@ def _entry(text: str) -> Entry:
 
 def _three(numbers: range) -> list[int]:
     return [numbers.start, numbers.stop, numbers.step]
-
-
-def read_end(text: str, time: datetime) -> End | None:
-    """The lines that the script has written: a name and a value each, then what `times` prints, then WHOLE."""
-    *lines, last = text.removesuffix("\n").split("\n")
-    if last != WHOLE:
-        return None
-    said: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(" ")
-        said.setdefault(name, value)
-    cpu = [_minutes(part) for line in lines if line[:1].isdigit() for part in line.split()]
-    begun, over = said.get("begun"), said.get("over")
-    return End(
-        status=int(said["status"]) if "status" in said else None,
-        refused=said.get("refused"),
-        unsaved=said.get("unsaved"),
-        said=said.get("said") == "yes",
-        shell=said.get("shell", ""),
-        host=said.get("host", ""),
-        id=said.get("id", ""),
-        wallclock=timedelta(seconds=float(over) - float(begun)) if begun and over else None,
-        cpu=timedelta(seconds=sum(cpu)) if cpu else None,
-        time=time,
-    )
-
-
-def _minutes(text: str) -> float:
-    """Seconds of what `times` prints, such as 1m2.30s; some shells write a comma, after the language."""
-    minutes, _, seconds = text.partition("m")
-    return 60 * float(minutes) + float(seconds.rstrip("s").replace(",", "."))
 
 
 def _order(number: str) -> Any:

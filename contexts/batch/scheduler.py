@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from wfl.contexts.batch.place import Entry, Wave
+    from wfl.contexts.ends import Account
     from wfl.drmaa2 import JobTemplate
 
 Command = Sequence[str]
@@ -77,24 +78,6 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     cause: SubState | None = None
     stuck: bool = False
     """The scheduler has set it aside because it could not be started: it is to be deleted, and has failed."""
-
-
-class Account(msgspec.Struct, frozen=True, gc=False):
-    """What the scheduler's records say of an end. `cause`: why, where it was not the command's own doing.
-
-    None where a record says nothing of it.
-    """
-
-    id: str
-    number: int | None
-    exit_status: int | None = None
-    signal: int | None = None
-    cause: SubState | None = None
-    info: JobInfo = JobInfo()
-    """Times, machines, usage, and the scheduler's words as the annotation."""
-    over: bool = True
-    called: str | None = None
-    """What the scheduler's words in the job's log call it, where that is not `id`."""
 
 
 class Scheduler(ABC):

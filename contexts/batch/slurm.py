@@ -12,7 +12,8 @@ from msgspec import structs
 from wfl.backend import Action
 from wfl.contexts.batch.context import BatchContext
 from wfl.contexts.batch.quantities import fixed_slots, host_list, in_seconds, later, ranges, time_limit
-from wfl.contexts.batch.scheduler import Account, Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.batch.scheduler import Scheduler, Seen, extension, flag, job_name, native
+from wfl.contexts.ends import Account
 from wfl.drmaa2 import Capability, FrozenDict, JobInfo, JobState, SubState, fact
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, UnsupportedAttributeError
 

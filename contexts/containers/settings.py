@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from wfl.contexts import settings
 from wfl.errors import InvalidArgumentError, nearest
 
 PULL = ("missing", "always", "never")
@@ -26,25 +27,22 @@ def check_settings(
     tls: Mapping[str, Any] | None,
     timeout: float,
     pull: str,
-    auth: Mapping[str, str] | None,
+    registry_auth: Mapping[str, str] | None,
 ) -> None:
     """Refuse by name what cannot be meant."""
-    _check_text("image", image)
-    _check_text("base_url", base_url)
+    settings.text("image", image)
+    settings.text("base_url", base_url)
     if base_url is not None:
         _check_url("base_url", base_url)
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout is {timeout!r} ({type(timeout).__name__}), expected seconds")
-    if timeout <= 0:
-        raise InvalidArgumentError(f"timeout is {timeout}, expected seconds above 0")
+    settings.seconds("timeout", timeout)
     if pull not in PULL:
         raise InvalidArgumentError(f"pull is {pull!r}:{nearest(str(pull), PULL)}")
     if tls is not None and not (base_url or "").startswith(("tcp:", "https:")):
         raise InvalidArgumentError("tls is for a base_url 'tcp://…' given here; else set DOCKER_CERT_PATH")
     _check_keys("tls", tls, _TLS)
-    _check_keys("auth", auth, _AUTH)
-    if not all(isinstance(value, str) for value in (auth or {}).values()):
-        raise TypeError("auth has a value that is no str")
+    _check_keys("registry_auth", registry_auth, _AUTH)
+    if not all(isinstance(value, str) for value in (registry_auth or {}).values()):
+        raise TypeError("registry_auth has a value that is no str")
 
 
 def _check_keys(what: str, given: object, known: tuple[str, ...]) -> None:
@@ -58,18 +56,11 @@ def _check_keys(what: str, given: object, known: tuple[str, ...]) -> None:
             raise InvalidArgumentError(f"{what} has no {key!r}:{nearest(str(key), known)}")
 
 
-def _check_text(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected str")
-    if value == "":
-        raise InvalidArgumentError(f"{name} is empty")
-
-
 def check_session(name: str) -> None:
     """A session that is to be cleaned must be named."""
     if name is None:
         raise TypeError("session_name is None, expected str")
-    _check_text("session_name", name)
+    settings.text("session_name", name)
 
 
 def auth_of(auth: Mapping[str, str] | None, image: str | None) -> Mapping[str, str] | None:
@@ -77,7 +68,9 @@ def auth_of(auth: Mapping[str, str] | None, image: str | None) -> Mapping[str, s
     if auth is None or auth.get("serveraddress"):
         return auth
     if image is None:
-        raise InvalidArgumentError("auth has no serveraddress, and there is no image: for which registry is it?")
+        raise InvalidArgumentError(
+            "registry_auth has no serveraddress, and there is no image: which registry is meant?"
+        )
     return {**auth, "serveraddress": registry_of(image)}
 
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from wfl.backend import Outcome, Report
     from wfl.contexts.batch.engine import Held
-    from wfl.contexts.batch.scheduler import Account, Job, Scheduler
+    from wfl.contexts.batch.scheduler import Job, Scheduler
     from wfl.contexts.drmaa.library import Waited
+    from wfl.contexts.ends import Account
     from wfl.drmaa2 import JobTemplate
 
 log = logging.getLogger("wfl")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from wfl.contexts.batch.gridengine import GridEngine
 from wfl.contexts.batch.quantities import time_limit
-from wfl.contexts.batch.scheduler import NATIVE, Account, Scheduler, extension, job_name
+from wfl.contexts.batch.scheduler import NATIVE, Scheduler, extension, job_name
+from wfl.contexts.ends import Account
 from wfl.drmaa2 import Capability, FrozenDict, JobState, SubState, fact
 from wfl.errors import InvalidArgumentError, UnsupportedOperationError
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from wfl.contexts import settings
 from wfl.errors import InvalidArgumentError, nearest
 
 PULL = ("always", "missing", "never")
@@ -52,57 +52,32 @@ def check_settings(
     suspend_restarts: bool = False,
 ) -> None:
     """Refuse by name what cannot be meant."""
-    _check_text("image", image)
-    _check_text("kubeconfig", os.fspath(kubeconfig) if isinstance(kubeconfig, os.PathLike) else kubeconfig)
-    _check_text("context", context)
-    _check_text("namespace", namespace)
+    settings.text("image", image)
+    settings.text("kubeconfig", os.fspath(kubeconfig) if isinstance(kubeconfig, os.PathLike) else kubeconfig)
+    settings.text("context", context)
+    settings.text("namespace", namespace)
     if namespace is not None and not _LABEL.fullmatch(namespace):
         expected = "expected a-z, 0-9 and '-', at most 63 of them, with no '-' at the ends"
         raise InvalidArgumentError(f"namespace is {namespace!r}, {expected}")
-    _check_text("impersonate", impersonate)
+    settings.text("impersonate", impersonate)
     _check_groups(impersonate_groups, impersonate)
-    _check_seconds("timeout", timeout)
-    if math.isinf(timeout):
-        raise InvalidArgumentError("timeout is infinite, expected seconds")
+    settings.seconds("timeout", timeout)
     if pull is not None and pull not in PULL:
         raise InvalidArgumentError(f"pull is {pull!r}:{nearest(str(pull), PULL)}")
-    _check_text("shell", shell)
+    settings.text("shell", shell)
     if shell is not None and not shell.startswith("/"):
         raise InvalidArgumentError(f"shell is {shell!r}, expected an absolute path in the image, such as '/bin/sh'")
-    _check_text("helper_image", helper_image)
-    _check_seconds("patience", patience)
-    if not isinstance(suspend_restarts, bool):
-        raise _wrong("suspend_restarts", suspend_restarts, "True or False")
+    settings.text("helper_image", helper_image)
+    settings.seconds("patience", patience, endless=True)
+    settings.flag("suspend_restarts", suspend_restarts)
 
 
 def _check_groups(groups: Sequence[str], user: str | None) -> None:
     if isinstance(groups, str) or not isinstance(groups, Sequence):
-        raise _wrong("impersonate_groups", groups, "a list or tuple of str")
+        raise settings.wrong("impersonate_groups", groups, "a list or tuple of str")
     for group in groups:
         if group is None:
-            raise _wrong("impersonate_groups", groups, "a list or tuple of str")
-        _check_text("an item of impersonate_groups", group)
+            raise settings.wrong("impersonate_groups", groups, "a list or tuple of str")
+        settings.text("an item of impersonate_groups", group)
     if groups and user is None:
         raise InvalidArgumentError("impersonate_groups are given without a user: set impersonate, too")
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise _wrong(name, value, "str")
-    if not value:
-        raise InvalidArgumentError(f"{name} is empty")
-    if not value.isprintable():  # a line break would end a header, a NUL a path
-        raise InvalidArgumentError(f"{name} is {value!r}, with characters that cannot be printed")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, value, "seconds")
-    if not value > 0:  # nor is "not a number"
-        raise InvalidArgumentError(f"{name} is {value}, expected seconds above 0")
-
-
-def _wrong(name: str, value: object, expected: str) -> TypeError:
-    return TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {expected}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from wfl.contexts import settings
 from wfl.errors import InvalidArgumentError, nearest
 
 PROTOCOLS = ("auto", "v1", "compatible")
@@ -120,8 +120,7 @@ def place_of(
 ) -> Place:
     """Checked; a secret is not sent in the clear over a network unless `insecure`."""
     url = _url(base_url)
-    if not isinstance(insecure, bool):
-        raise _wrong("insecure", insecure, "True or False")
+    settings.flag("insecure", insecure)
     if credentials and url.startswith("http:") and not insecure and not is_loopback(url):
         words = "anybody on the way could read the credentials: use https://, or insecure=True"
         raise InvalidArgumentError(f"base_url is {url!r}: {words}")
@@ -129,8 +128,8 @@ def place_of(
         base_url=url,
         verify=verify if isinstance(verify, bool) else _path("verify", verify),
         cert=_certificate(cert),
-        timeout=_seconds("timeout", timeout),
-        patience=_seconds("patience", patience),
+        timeout=settings.seconds("timeout", timeout),
+        patience=settings.seconds("patience", patience),
     )
 
 
@@ -154,7 +153,7 @@ def is_loopback(url: str) -> bool:
 
 def _url(given: object) -> str:
     if not isinstance(given, str):
-        raise _wrong("base_url", given, "str")
+        raise settings.wrong("base_url", given, "str")
     expected = "expected 'https://host[:port][/path]'"
     try:
         parts = urlsplit(given)
@@ -176,26 +175,14 @@ def _certificate(given: object) -> tuple[str, ...] | None:
         return None
     parts = (given,) if isinstance(given, str | os.PathLike) else given
     if not isinstance(parts, Sequence) or len(parts) not in (1, 2):
-        raise _wrong("cert", given, "a path, or (certificate, key)")
+        raise settings.wrong("cert", given, "a path, or (certificate, key)")
     return tuple(_path("cert", part) for part in parts)
 
 
 def _path(name: str, given: object) -> str:
     if not isinstance(given, str | os.PathLike):
-        raise _wrong(name, given, "a path")
+        raise settings.wrong(name, given, "a path")
     path = os.path.abspath(os.path.expanduser(os.fspath(given)))
     if not os.path.exists(path):
         raise InvalidArgumentError(f"{name} is {os.fspath(given)!r}: there is no {path}")
     return path
-
-
-def _seconds(name: str, given: object) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise _wrong(name, given, "seconds")
-    if not 0 < given < math.inf:  # nor is "not a number"
-        raise InvalidArgumentError(f"{name} is {given}, expected seconds above 0")
-    return float(given)
-
-
-def _wrong(name: str, value: object, expected: str) -> TypeError:
-    return TypeError(f"{name} is {value!r} ({type(value).__name__}), expected {expected}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wfl.context import Context, check_session_name
+from wfl.contexts import settings as checked
 from wfl.errors import InvalidArgumentError
 from wfl.extras import needed
 
@@ -64,21 +64,15 @@ class SshContext(Context):
         if total is not None and settings.get("max_parallel") is None:
             settings["max_parallel"] = total
         super().__init__(**settings)
-        for name, value in (("timeout", timeout), ("lease", lease)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected seconds")
-            if not 0 < value <= threading.TIMEOUT_MAX:
-                raise InvalidArgumentError(f"{name} is {value!r}, expected seconds above 0")
-        for name, text in (("directory", directory), ("shell", shell)):
-            if not isinstance(text, str):
-                raise TypeError(f"{name} is {text!r} ({type(text).__name__}), expected str")
-            if not text.strip() or any(c in text for c in "\0\n"):
-                raise InvalidArgumentError(f"{name} is {text!r}, expected a path on the hosts")
+        for name, path in (("directory", directory), ("shell", shell)):
+            checked.text(name, path)
+            if path is None:
+                raise checked.wrong(name, path, "str")
         self.config = None if config is None else os.fspath(config)
         self.identity_file = None if identity_file is None else os.path.expanduser(identity_file)
         self.known_hosts = None if known_hosts is None else os.path.expanduser(known_hosts)
         self.passphrase, self.directory, self.shell = passphrase, directory, shell
-        self.timeout, self.lease = float(timeout), float(lease)
+        self.timeout, self.lease = checked.seconds("timeout", timeout), checked.seconds("lease", lease)
 
     def __repr__(self) -> str:
         """With the hosts."""

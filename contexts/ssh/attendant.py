@@ -18,9 +18,8 @@ import msgspec
 
 from wfl.backend import Known, Submission
 from wfl.contexts import checks
-from wfl.contexts.batch.ends import how_it_ended
-from wfl.contexts.batch.place import WHOLE, Entry, read_end
-from wfl.contexts.batch.script import becoming, quoted
+from wfl.contexts.ends import WHOLE, how_it_ended, read_end
+from wfl.contexts.posix import becoming, quoted
 from wfl.drmaa2 import JobTemplate
 from wfl.errors import DrmCommunicationError
 
@@ -196,9 +195,10 @@ def job_script(submission: Submission, room: Room, hello: Hello) -> str:
         words = f"priority {given.priority} means a niceness that this user may not set there"
         last = [f'[ "$(nice -n {nicer} nice)" = "$(($(nice) + {nicer}))" ] || wfl_refuse {shlex.quote(words)}']
         by += f"nice -n {nicer} "
-    entry = Entry(submission.key, template, submission.job_id, index=submission.index)
     asked = json.dumps(json.loads(_without_ours(given).to_json()))
-    return "\n".join([f"# {asked}", *becoming(entry, last=[*last, 'umask "$w_umask"'], by=by)])
+    last += ['umask "$w_umask"']
+    element = submission.index is not None
+    return "\n".join([f"# {asked}", *becoming(template, submission.job_id, element=element, last=last, by=by)])
 
 
 def _job(submission: Submission) -> str:
@@ -264,7 +264,7 @@ def ended_as(one: Seen, hello: Hello, name: str, written: datetime | None = None
     over = next((line[5:] for line in record.split("\n") if line.startswith("over ") and line[5:]), None)
     told = hello.when(float(over)) if over and one.ours else None
     end = read_end(record, told or written or datetime.now(UTC))
-    info = how_it_ended(one.key, end, None, cause=None, began=True, words=str)
+    info = how_it_ended(one.key, end)
     if (one.record or "").startswith(LEASED) and info.terminating_signal == "SIGKILL":
         info = info.replace(annotation=f"{name} ended it: it had heard nothing of the program for as long as the lease")
     return info.replace(allocated_machines=(name,), slots=1) if end is not None and end.refused is None else info

@@ -23,8 +23,8 @@ import paramiko
 
 from wfl.backend import Action, Answer, Backend, Known, Limits, Submission, ended
 from wfl.contexts import checks, host
-from wfl.contexts.batch.script import check_words
 from wfl.contexts.guard import Guard
+from wfl.contexts.posix import check_words
 from wfl.contexts.ssh import attendant, transfer
 from wfl.contexts.ssh.ending import watch
 from wfl.contexts.ssh.line import Line, Speaks
@@ -41,6 +41,7 @@ from wfl.threads import Pool, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from wfl.backend import Outcome, Report, Stream
@@ -216,7 +217,7 @@ class SshBackend(Backend):
                 candidates.remove(line)
                 slow.append(line)
                 for other in candidates:
-                    if not (other.up or other.resting):
+                    if not (other.up or other.attempts.rest):
                         self._attempt(other)
             except WflError as problem:
                 self._forget(one.key)
@@ -229,7 +230,7 @@ class SshBackend(Backend):
 
     def _reach(self, line: Line) -> attendant.Hello:
         """Raises LateError where that takes long; it is tried on, and what waits is told when it is there."""
-        if line.up or line.resting:
+        if line.up or line.attempts.rest:
             return line.connected()
         attempt, begun = self._attempt(line)
         return attempt.result(max(0.0, begun + SLOW - time.monotonic()))
@@ -274,7 +275,7 @@ class SshBackend(Backend):
         return size is None or self._used[line] + slots <= size
 
     def _preference(self, line: Line) -> tuple[bool, float]:
-        away = line.failed is not None or line in self._attempts
+        away = line.attempts.failed is not None or line in self._attempts
         return away, self._used[line] / (self._slots[line.name] or 1)
 
     def _hold(self, job: _Job, line: Line | None) -> None:
@@ -396,29 +397,24 @@ class SshBackend(Backend):
 
     def _fill_one(self, line: Line, hello: attendant.Hello, one: Submission) -> WflError | None:
         given, room = one.template, attendant.Room(hello.root)
-        copies = transfer.Copies(line.files, f"wfl-{one.key}")
+        copies = transfer.Copies(partial(self._files, line), f"wfl-{one.key}")
         place = posixpath.join(hello.home, given.working_directory or "")
         todo = {posixpath.join(place, target): source for target, source in (given.stage_in_files or {}).items()}
         if given.input_path:
             todo[room.input(one.key)] = given.input_path
-        problem: WflError | None = None
-        for attempt in range(COPIES):
-            try:
-                while todo:
-                    target, source = next(iter(todo.items()))
-                    copies.put(source, target)
-                    del todo[target]
-            except DrmCommunicationError as error:
-                problem = error
-                if self._closed.wait(AGAIN * 4**attempt):
-                    break
-                with suppress(WflError):
-                    line.connected()
-            except WflError as error:
-                return DeniedByDrmsError(str(error))
-            else:
-                return None
-        return problem
+        try:
+            copies.put_all(todo, self._closed.wait)
+        except DrmCommunicationError as error:
+            return error
+        except WflError as error:
+            return DeniedByDrmsError(str(error))
+        return None
+
+    @staticmethod
+    def _files(line: Line) -> AbstractContextManager[paramiko.SFTPClient]:
+        """A channel for copying, of a new connection where the last one was lost."""
+        line.connected()
+        return line.files()
 
     def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
         return watch(self._logins, self._speaks, self._owner, keep=self._keep, lost=lost)
@@ -563,7 +559,7 @@ class SshBackend(Backend):
 
     def _come_back(self, line: Line) -> None:
         try:
-            while not self._closed.wait(line.rest()):
+            while not self._closed.wait(max(0.05, line.attempts.rest)):
                 with suppress(WflError):
                     line.connected()
                     self._move_up()

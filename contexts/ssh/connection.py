@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import keys
-from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +31,38 @@ LAST = 0.3
 """Seconds in which a connection that was cut ends, after the first of its channels has."""
 WINDOW = 1 << 22
 """Bytes that a host may send before it is answered."""
+PAUSE = (0.2, 30.0)
+"""Seconds between two attempts to connect: the first pause, and the longest."""
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what went wrong is said by our errors
+
+
+class Attempts:
+    """To connect to one host: none for a while after one that failed, and each time for longer."""
+
+    def __init__(self, longest: float = PAUSE[1]) -> None:
+        self.failed: WflError | None = None
+        """Why the host cannot be reached now."""
+        self._longest = longest
+        self._until, self._pause = 0.0, PAUSE[0]
+
+    @property
+    def rest(self) -> float:
+        """Seconds until another one makes sense."""
+        return max(0.0, self._until - time.monotonic()) if self.failed is not None else 0.0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """One attempt, made inside of this. Raises what the last one did, if that was a moment ago."""
+        if self.failed is not None and self.rest:
+            raise self.failed
+        try:
+            yield
+        except WflError as error:
+            self.failed = error
+            self._until = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+            self._pause = min(2 * self._pause, self._longest)
+            raise
+        self.failed, self._pause = None, PAUSE[0]
 
 
 class Connection:

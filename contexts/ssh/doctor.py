@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from wfl.contexts.batch.script import quoted
+from wfl.contexts.posix import quoted
 from wfl.contexts.ssh.connection import Connection, spoken
 from wfl.errors import WflError
 

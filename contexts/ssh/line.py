@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import re
 import threading
 import time
@@ -22,7 +21,7 @@ import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.connection import Connection
+from wfl.contexts.ssh.connection import Attempts, Connection
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("wfl")
 
-PAUSE = (0.2, 30.0)
-"""Seconds between two attempts to connect: the first pause, and the longest."""
 PIECE = 1 << 16
 NOTHING = "nothing"
 """What w_enter says where the session has no directory."""
@@ -79,8 +76,7 @@ class Line:
         self._tell, self._back, self._away, self._beat, self._pause = tell, back, away, beat, pause
         self.name = login.name
         self.hello: attendant.Hello | None = None
-        self.failed: WflError | None = None
-        """Why it cannot be reached now."""
+        self.attempts = Attempts()
         self._numbers = itertools.count(1)
         self._connection: Connection | None = None
         self._channel: paramiko.Channel | None = None
@@ -92,14 +88,8 @@ class Line:
         self._closed = threading.Event()
         self._lost = threading.Event()
         self._wanted = False
-        self._retry = 0.0
-        self._pauses = PAUSE[0]
         self._thread: threading.Thread | None = None
         self._unanswered: float | None = None  # since when; what is heard of ends is no answer: it may be one way only
-
-    def rest(self) -> float:
-        """Seconds until another attempt to connect makes sense."""
-        return max(0.05, self._retry - time.monotonic())
 
     # -- to and fro --
 
@@ -108,11 +98,6 @@ class Line:
         """Whether there is a connection, as far as is known."""
         return self._channel is not None
 
-    @property
-    def resting(self) -> bool:
-        """Whether it could not be reached a moment ago, so that this is not tried again yet."""
-        return self.failed is not None and time.monotonic() < self._retry
-
     def connected(self, *, make: bool = True) -> attendant.Hello:
         """Connect if that is needed. Raises why it cannot be reached, at once if that was tried a moment ago."""
         with self._connecting:
@@ -120,15 +105,8 @@ class Line:
                 raise DrmCommunicationError(f"{self.name}: the connection was closed")
             if self._channel is not None and self.hello is not None:
                 return self.hello
-            if self.failed is not None and self.resting:
-                raise self.failed
-            try:
+            with self.attempts.one():
                 return self._connect(make=make)
-            except WflError as error:
-                self.failed = error
-                self._retry = time.monotonic() + self._pauses * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-                self._pauses = min(2 * self._pauses, PAUSE[1])
-                raise
 
     def _connect(self, *, make: bool) -> attendant.Hello:
         connection = Connection(self.login, timeout=self._speaks.timeout, passphrase=self._speaks.passphrase)
@@ -155,8 +133,7 @@ class Line:
         arguments = (connection, channel, buffer, again)
         with self._lock:
             if not self._closed.is_set():
-                self._connection, self._channel, self.hello, self.failed = connection, channel, hello, None
-                self._pauses = PAUSE[0]
+                self._connection, self._channel, self.hello = connection, channel, hello
                 self._thread = threading.Thread(target=self._read, args=arguments, name="wfl-ssh", daemon=True)
                 self._thread.start()
                 return hello

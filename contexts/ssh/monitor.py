@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wfl.backend import Monitor
 from wfl.contexts import host
-from wfl.contexts.batch.script import quoted
+from wfl.contexts.posix import quoted
 from wfl.contexts.ssh import attendant
 from wfl.contexts.ssh.connection import Connection, spoken
 from wfl.drmaa2 import FrozenDict, JobInfo, JobState, MachineInfo, fact

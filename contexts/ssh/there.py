@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import random
 import re
 import shlex
 import subprocess
@@ -24,9 +23,8 @@ import paramiko
 from wfl.contexts import network
 from wfl.contexts.batch.machine import Text, Times
 from wfl.contexts.ssh import transfer
-from wfl.contexts.ssh.connection import Connection
-from wfl.contexts.ssh.line import PAUSE
-from wfl.errors import DrmCommunicationError, InvalidStateError, SessionManagementError, WflError
+from wfl.contexts.ssh.connection import PAUSE, Attempts, Connection
+from wfl.errors import DrmCommunicationError, InvalidStateError, SessionManagementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -60,8 +58,7 @@ class There:
         self._channels = threading.Semaphore(CHANNELS)
         self._idle: list[_Shell] = []
         self._known: tuple[str, timedelta, dict[str, str]] | None = None  # home, its clock before ours, environment
-        self._failed: WflError | None = None
-        self._retry, self._pause = 0.0, PAUSE[0]
+        self._attempts = Attempts(min(PAUSE[1], speaks.timeout / 2))  # a request makes one attempt
         self._met = False
         self._closed = threading.Event()
 
@@ -78,19 +75,12 @@ class There:
                 return self._connection
             if self._closed.is_set():
                 raise DrmCommunicationError(f"{self._login.name}: the connection was closed")
-            if self._failed is not None and time.monotonic() < self._retry:
-                raise self._failed
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            try:
+            with self._attempts.one():
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
                 connection = Connection(self._login, timeout=self._speaks.timeout, passphrase=self._speaks.passphrase)
-            except WflError as error:
-                self._failed = error
-                self._retry = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-                self._pause = min(2 * self._pause, PAUSE[1], self._speaks.timeout / 2)  # a request makes one attempt
-                raise
-            self._met, self._failed, self._pause, self._connection = True, None, PAUSE[0], connection
+            self._met, self._connection = True, connection
             if self._closed.is_set():
                 connection.close()
                 raise DrmCommunicationError(f"{self._login.name}: the connection was closed")

@@ -18,7 +18,7 @@ from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourc
 from wfl.staging import DEEPEST, FULL, arriving, check_link
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     Files = Callable[[], AbstractContextManager[paramiko.SFTPClient]]
@@ -27,6 +27,8 @@ PIECE = 32768
 """Bytes of one request (SFTP version 3 has servers take that much)."""
 AHEAD = 64
 """Requests that are under way at once, so that the distance to the host does not count."""
+PAUSES = (0.05, 0.2, 0.8, 3.2)
+"""Seconds before another attempt to copy in what one job needs."""
 _MODE = 0o777
 
 
@@ -40,6 +42,24 @@ class Copies:
         self._arrived = 0  # bytes
 
     # -- there --
+
+    def put_all(self, files: Mapping[str, str], wait: Callable[[float], object]) -> None:
+        """Several, the sources by their targets; again where the connection broke off, if `wait` waits for that time.
+
+        Raises as `put`.
+        """
+        left = dict(files)
+        for pause in (*PAUSES, None):
+            try:
+                for target, source in files.items():
+                    if target in left:
+                        self.put(source, target)
+                        del left[target]
+            except DrmCommunicationError:
+                if pause is None or wait(pause):
+                    raise
+            else:
+                return
 
     def put(self, source: str, target: str) -> None:
         """A file or a directory from here. A directory takes a file in; missing parents are made.

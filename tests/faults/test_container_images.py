@@ -133,21 +133,23 @@ def refusal(job: Ran) -> str:
 
 def test_credentials_of_the_context(run: Callable[..., Ran], image: str, registry: Registry) -> None:
     """Credentials are for the registry of the context's image, or for the serveraddress that is named."""
-    assert ran(run(image=image, auth=RIGHT))
-    assert ran(run(image=image, auth={**RIGHT, "serveraddress": f"https://{registry.address}/v2/"}, pull="always"))
+    assert ran(run(image=image, registry_auth=RIGHT))
+    assert ran(
+        run(image=image, registry_auth={**RIGHT, "serveraddress": f"https://{registry.address}/v2/"}, pull="always")
+    )
 
 
 def test_credentials_are_for_one_registry(run: Callable[..., Ran], image: str) -> None:
     """Another registry than that which they are for does not see them."""
-    job = run(image=image, auth={**RIGHT, "serveraddress": "registry.example.com"})
+    job = run(image=image, registry_auth={**RIGHT, "serveraddress": "registry.example.com"})
     assert "no basic auth credentials" in refusal(job)
-    job = run(image=IMAGE, auth=RIGHT, fields={**FIELDS, "job_category": image})
+    job = run(image=IMAGE, registry_auth=RIGHT, fields={**FIELDS, "job_category": image})
     assert "no basic auth credentials" in refusal(job)
 
 
 def test_no_credentials_and_wrong_ones(run: Callable[..., Ran], image: str, tmp_path: Path, registry: Registry) -> None:
     """What the registry says is told, with the image's name."""
-    for settings in ({}, {"auth": {**RIGHT, "password": "wrong"}}):
+    for settings in ({}, {"registry_auth": {**RIGHT, "password": "wrong"}}):
         text = refusal(run(image=image, **settings))
         assert text.startswith(f"image {image} cannot be pulled: ")
         assert "no basic auth credentials" in text or "unauthorized" in text
@@ -190,36 +192,36 @@ def test_once_for_many(run: Callable[..., Ran], image: str, registry: Registry) 
     """However many jobs want an image at once, it is fetched once, be it missing or always wanted anew."""
     for policy in ("missing", "always"):
         before = registry.pulls(NAME)
-        assert ran(run(8, image=image, auth=RIGHT, pull=policy))
+        assert ran(run(8, image=image, registry_auth=RIGHT, pull=policy))
         assert registry.pulls(NAME) == before + 1
 
 
 def test_policies(run: Callable[..., Ran], image: str, registry: Registry, daemon: Daemon) -> None:
     """Missing fetches what is not there, always asks the registry, never does not; a job's own policy comes first."""
-    text = refusal(run(image=image, auth=RIGHT, pull="never"))
+    text = refusal(run(image=image, registry_auth=RIGHT, pull="never"))
     assert image in text
     assert "never" in text
     never = {"extensions": {"network": "none", "pull": "never"}}
-    assert "never" in refusal(run(image=image, auth=RIGHT, fields=never))
+    assert "never" in refusal(run(image=image, registry_auth=RIGHT, fields=never))
     before = registry.pulls(NAME)
-    assert ran(run(image=image, auth=RIGHT))
+    assert ran(run(image=image, registry_auth=RIGHT))
     fetched = registry.pulls(NAME)
     assert fetched > before
-    assert ran(run(image=image, auth=RIGHT, pull="never"))
-    assert ran(run(image=image, auth=RIGHT))
+    assert ran(run(image=image, registry_auth=RIGHT, pull="never"))
+    assert ran(run(image=image, registry_auth=RIGHT))
     assert registry.pulls(NAME) == fetched
     always = {"extensions": {"network": "none", "pull": "always"}}
-    assert ran(run(image=image, auth=RIGHT, fields=always))
+    assert ran(run(image=image, registry_auth=RIGHT, fields=always))
     assert registry.pulls(NAME) > fetched
     # What cannot be fetched anew does not run from an old copy.
-    assert "cannot be pulled" in refusal(run(image=image, auth={**RIGHT, "password": "wrong"}, pull="always"))
+    assert "cannot be pulled" in refusal(run(image=image, registry_auth={**RIGHT, "password": "wrong"}, pull="always"))
     assert daemon.api.inspect_image(image)
 
 
 def test_no_such_image(run: Callable[..., Ran], image: str, registry: Registry) -> None:
     """An image that the registry does not have is named, with the registry's words."""
     missing = f"{registry.address}/wfl/nothing:9"
-    text = refusal(run(image=missing, auth=RIGHT))
+    text = refusal(run(image=missing, registry_auth=RIGHT))
     assert text.startswith(f"image {missing} cannot be pulled: ")
     assert "not found" in text or "unknown" in text
     assert image not in text
@@ -227,20 +229,22 @@ def test_no_such_image(run: Callable[..., Ran], image: str, registry: Registry) 
 
 def test_image_of_another_platform(run: Callable[..., Ran], image: str, registry: Registry, daemon: Daemon) -> None:
     """An image that is there for another platform is fetched for the wanted one; if there is none, that is said."""
-    assert ran(run(image=image, auth=RIGHT))
+    assert ran(run(image=image, registry_auth=RIGHT))
     wanted = {"extensions": {"network": "none", "platform": "linux/arm64"}}
     before = registry.pulls(NAME)
-    text = refusal(run(image=image, auth=RIGHT, fields=wanted))
+    text = refusal(run(image=image, registry_auth=RIGHT, fields=wanted))
     assert registry.pulls(NAME) > before
     assert "platform" in text
     daemon.api.remove_image(image)
-    assert ran(run(image=image, auth=RIGHT, fields={"extensions": {"network": "none", "platform": "linux/amd64"}}))
+    assert ran(
+        run(image=image, registry_auth=RIGHT, fields={"extensions": {"network": "none", "platform": "linux/amd64"}})
+    )
 
 
 def test_auth_is_checked() -> None:
     """Credentials without a registry are refused; no refusal shows what they are."""
     with pytest.raises(InvalidArgumentError, match="auth has no serveraddress") as told:
-        DockerContext(auth=RIGHT)
+        DockerContext(registry_auth=RIGHT)
     assert PASSWORD not in str(told.value)
     with pytest.raises(InvalidArgumentError, match="auth has no 'user': did you mean 'username'") as told:
         DockerContext(image=IMAGE, auth={"user": USER, "password": PASSWORD})

@@ -20,7 +20,7 @@ from wfl.contexts.batch.slurm import Slurm
 from wfl.errors import DrmCommunicationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from wfl.contexts.batch.machine import Copies
@@ -42,7 +42,7 @@ class Away(Here):
         del mark
         return self
 
-    def put(self, source: str, target: str) -> None:
+    def put_all(self, files: Mapping[str, str], wait: Callable[[float], object]) -> None:
         """Not used here."""
         raise NotImplementedError
 

@@ -19,8 +19,9 @@ from wfl.contexts.batch import client, ending
 from wfl.contexts.batch.command import Commands
 from wfl.contexts.batch.machine import HERE
 from wfl.contexts.batch.place import Entry, Place, Wave
-from wfl.contexts.batch.scheduler import Account, Command, Job, Scheduler, Seen
+from wfl.contexts.batch.scheduler import Command, Job, Scheduler, Seen
 from wfl.contexts.batch.slurm import Slurm
+from wfl.contexts.ends import Account
 from wfl.errors import DrmCommunicationError, InvalidSessionError
 
 if TYPE_CHECKING:

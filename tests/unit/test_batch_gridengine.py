@@ -20,7 +20,8 @@ from wfl.backend import Action, Known, Submission
 from wfl.contexts.batch.engine import BatchBackend
 from wfl.contexts.batch.gridengine import GridEngine, GridEngineContext
 from wfl.contexts.batch.place import Entry, Wave
-from wfl.contexts.batch.scheduler import Account, Job, Seen
+from wfl.contexts.batch.scheduler import Job, Seen
+from wfl.contexts.ends import Account
 from wfl.drmaa2 import WALLCLOCK_TIME
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError
 

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wfl import JobTemplate
-from wfl.contexts.batch.place import End, Entry, Place, Wave
+from wfl.contexts.batch.place import Entry, Place, Wave
 from wfl.contexts.batch.script import script
+from wfl.contexts.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ import pytest
 
 from wfl import InvalidArgumentError, JobTemplate, shell
 from wfl.contexts.batch import script
-from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import Entry, Place
 from wfl.contexts.batch.slurm import SlurmContext
+from wfl.contexts.ends import how_it_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from wfl import InvalidArgumentError, JobTemplate, UnsupportedAttributeError
-from wfl.contexts.batch.ends import how_it_ended
 from wfl.contexts.batch.place import Entry, Wave
 from wfl.contexts.batch.scheduler import Job
 from wfl.contexts.batch.slurm import Slurm, SlurmContext
+from wfl.contexts.ends import how_it_ended
 
 
 def _command(after: str | None = None, log: str = "/shared/log", **extensions: str) -> list[str]:

@@ -72,7 +72,7 @@ def write_context(home: Path, name: str, endpoint: dict[str, Any], *certificates
         {"tls": {"verify": True}},
         {"tls": {"verify": True}, "base_url": "unix:///a"},
         {"tls": {"cert": "a"}, "base_url": "tcp://host:1"},
-        {"auth": {"name": "a"}, "image": "a"},
+        {"registry_auth": {"name": "a"}, "image": "a"},
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any]) -> None:
@@ -83,7 +83,14 @@ def test_what_cannot_be_meant_is_refused(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"base_url": 1}, {"image": b"a"}, {"timeout": "1"}, {"timeout": True}, {"tls": "a"}, {"auth": {"username": 1}}],
+    [
+        {"base_url": 1},
+        {"image": b"a"},
+        {"timeout": "1"},
+        {"timeout": True},
+        {"tls": "a"},
+        {"registry_auth": {"username": 1}},
+    ],
 )
 def test_wrong_types_are_refused(settings: dict[str, Any]) -> None:
     """A value of the wrong type is a TypeError with its name."""

@@ -273,7 +273,7 @@ def test_no_shell(place: Place, shell: str, words: str) -> None:
     with pytest.raises(SessionManagementError, match=words):
         line.connected()
     assert not line.up
-    assert isinstance(line.failed, SessionManagementError)
+    assert isinstance(line.attempts.failed, SessionManagementError)
 
 
 def test_a_shell_that_says_nothing(place: Place) -> None:
@@ -361,7 +361,7 @@ class Clock:
 def test_a_host_that_stays_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried ever more seldom, and in between everybody is told at once why it cannot be reached."""
     clock = Clock()
-    monkeypatch.setattr("wfl.contexts.ssh.line.time", clock)
+    monkeypatch.setattr("wfl.contexts.ssh.connection.time", clock)
     place.host.before_auth = place.server.cut
     line = place.line()
     rests = []
@@ -370,10 +370,10 @@ def test_a_host_that_stays_away(place: Place, monkeypatch: pytest.MonkeyPatch) -
             line.connected()
         with pytest.raises(DrmCommunicationError) as second:
             line.connected()
-        assert second.value is first.value is line.failed
+        assert second.value is first.value is line.attempts.failed
         assert place.server.made == attempt
-        rests.append(line.rest())
-        clock.now += line.rest() + 0.001
+        rests.append(line.attempts.rest)
+        clock.now += line.attempts.rest + 0.001
     assert 0.1 <= rests[0] <= 0.3
     assert all(later > 1.2 * earlier for earlier, later in pairwise(rests[:7]))
     assert max(rests) <= 36
@@ -381,10 +381,10 @@ def test_a_host_that_stays_away(place: Place, monkeypatch: pytest.MonkeyPatch) -
     place.host.before_auth = lambda: None
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(place.home))
-    line._retry = 0.0  # noqa: SLF001 - as if that time had passed
+    line.attempts._until = 0.0  # noqa: SLF001 - as if that time had passed
     assert line.connected().root
-    assert line.failed is None
-    assert line.rest() <= 0.3
+    assert line.attempts.failed is None
+    assert line.attempts.rest <= 0.3
 
 
 def test_no_answer(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""How a job has ended, from what it has written itself, what the scheduler's record says, and what was seen before.
+"""How a job has ended, from what its shell has written, what a scheduler's record says, and what was seen before.
 
 Pure: exit status, signal and the finer times are the job's to tell, why it ended is the scheduler's.
 """
@@ -6,33 +6,101 @@ Pure: exit status, signal and the finer times are the job's to tell, why it ende
 from __future__ import annotations
 
 import signal
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from wfl.backend import ended
 from wfl.drmaa2 import JobInfo, SubState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
-    from wfl.contexts.batch.place import End
-    from wfl.contexts.batch.scheduler import Account
-
+WHOLE = "."
+"""The last line of an end: a file that lacks it is still being written."""
 _SAME = timedelta(seconds=2)
 """Two clocks that differ by less agree."""
 _UNSAID = frozenset({"SIGINT", "SIGPIPE"})
 """Signals of which a shell says nothing."""
 
 
+class End(msgspec.Struct, frozen=True, gc=False):
+    """What a job has written about its end. `refused`: why its command was never started, else None.
+
+    `id`: what the scheduler calls it, an element by its array. `said`: its shell had something to say, which is that a
+    signal ended the command (but for those it never mentions).
+    """
+
+    status: int | None
+    refused: str | None
+    unsaved: str | None
+    said: bool
+    shell: str
+    host: str
+    id: str
+    wallclock: timedelta | None
+    cpu: timedelta | None
+    time: datetime
+
+
+class Account(msgspec.Struct, frozen=True, gc=False):
+    """What the scheduler's records say of an end. `cause`: why, where it was not the command's own doing.
+
+    None where a record says nothing of it.
+    """
+
+    id: str
+    number: int | None
+    exit_status: int | None = None
+    signal: int | None = None
+    cause: SubState | None = None
+    info: JobInfo = JobInfo()
+    """Times, machines, usage, and the scheduler's words as the annotation."""
+    over: bool = True
+    called: str | None = None
+    """What the scheduler's words in the job's log call it, where that is not `id`."""
+
+
+def read_end(text: str, time: datetime) -> End | None:
+    """The lines that the script has written: a name and a value each, then what `times` prints, then WHOLE."""
+    *lines, last = text.removesuffix("\n").split("\n")
+    if last != WHOLE:
+        return None
+    said: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(" ")
+        said.setdefault(name, value)
+    cpu = [_minutes(part) for line in lines if line[:1].isdigit() for part in line.split()]
+    begun, over = said.get("begun"), said.get("over")
+    return End(
+        status=int(said["status"]) if "status" in said else None,
+        refused=said.get("refused"),
+        unsaved=said.get("unsaved"),
+        said=said.get("said") == "yes",
+        shell=said.get("shell", ""),
+        host=said.get("host", ""),
+        id=said.get("id", ""),
+        wallclock=timedelta(seconds=float(over) - float(begun)) if begun and over else None,
+        cpu=timedelta(seconds=sum(cpu)) if cpu else None,
+        time=time,
+    )
+
+
+def _minutes(text: str) -> float:
+    """Seconds of what `times` prints, such as 1m2.30s; some shells write a comma, after the language."""
+    minutes, _, seconds = text.partition("m")
+    return 60 * float(minutes) + float(seconds.rstrip("s").replace(",", "."))
+
+
 def how_it_ended(
     id: str,
     end: End | None,
-    account: Account | None,
+    account: Account | None = None,
     *,
-    cause: SubState | None,
-    began: bool,
-    words: Callable[[], str],
+    cause: SubState | None = None,
+    began: bool = True,
+    words: Callable[[], str] = str,
     listed: str | None = None,
 ) -> JobInfo:
     """The whole end of one job.
