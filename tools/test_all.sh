@@ -47,20 +47,20 @@ pages=(tests/binary tests/docs tests/examples)
 elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
 
 lane oldest slurm "tests/conformance --wfl-sites slurm" \
-    oldest schedulers "${schedulers[*]}" \
-    oldest hosts "${hosts[*]}"
+    oldest schedulers "${schedulers[*]}"
 lane oldest grid-engine,drmaa "tests/conformance --wfl-sites grid-engine,drmaa" \
+    oldest pages "${pages[*]}"
+lane oldest kubernetes-faults "${kubernetes[*]}" \
     oldest ssh-slurm,ssh-grid-engine "tests/conformance --wfl-sites ssh-slurm,ssh-grid-engine"
-lane oldest kubernetes-faults "${kubernetes[*]}"
 lane oldest daemons "${daemons[*]}" \
     oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
-    oldest pages "${pages[*]}"
+    oldest hosts "${hosts[*]}"
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
 suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
-# Of the newest Python what can depend on it: not whole workflows on systems that are programs of their own.
-[ "$newest" = "$oldest" ] || lane newest python "tests/unit --ignore=tests/unit/test_batch_replay.py \
-    --ignore=tests/unit/test_undertaker.py tests/conformance --wfl-sites process,process-store,fake,fake-asked \
-    --wfl-results build/newest"
+# Of the newest Python what can depend on it: not what a shell does, nor whole workflows on systems of their own.
+shells=(tests/unit/test_{batch_machine,batch_replay,batch_signal,ssh_attendant,undertaker}.py)
+[ "$newest" = "$oldest" ] || lane newest python "tests/unit ${shells[*]/#/--ignore=} \
+    tests/conformance --wfl-sites process,fake,fake-asked --wfl-results build/newest"
 lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
     oldest remote "tests/conformance --wfl-sites remote,remote-docker,remote-compatible"
 # A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.
