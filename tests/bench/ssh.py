@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from wfl import Job
 
 XARGS = "xargs -P8 ssh, one shared connection"
+BARE = "two forks, setsid and true for each, in a shell here, and nothing else"
+"""What no way to have jobs of their own process groups can do with less, as long as a shell waits for each."""
+TOGETHER = 64
+MEMORY = "/dev/shm/wfl-bench"
 ONE = "ssh, one after another over a shared connection"
 CLOCK = "exec date +%s%N"
 """What a job of the latency line says last: when it is about to end."""
@@ -36,11 +40,12 @@ def lacks() -> str | None:
 
 
 @contextmanager
-def workflow() -> Iterator[Workflow]:
+def workflow(**settings: Any) -> Iterator[Workflow]:
     """A workflow whose connection and helper are there."""
     from wfl.contexts.ssh import SshContext
 
-    context = SshContext(ssh.USER, config=ssh.settings().config, session_name=Context.unique_session_name())
+    name = Context.unique_session_name()
+    context = SshContext(ssh.USER, config=ssh.settings().config, session_name=name, **settings)
     with Workflow(context, raise_errors=True) as flow:
         check(flow.run("true"))
         yield flow
@@ -60,9 +65,9 @@ def shared() -> Iterator[list[str]]:
                 subprocess.run([*command, "-O", "exit", ssh.USER], check=True, capture_output=True)
 
 
-def array(tasks: int) -> float:
+def array(tasks: int, **settings: Any) -> float:
     """Tasks a second of one array, to the end of the wait."""
-    return _rate(tasks, lambda job: job.run_array(tasks, "true"))
+    return _rate(tasks, lambda job: job.run_array(tasks, "true"), **settings)
 
 
 def singles(tasks: int) -> float:
@@ -75,8 +80,8 @@ def singles(tasks: int) -> float:
     return _rate(tasks, submit)
 
 
-def _rate(tasks: int, submit: Callable[[Job], object]) -> float:
-    with workflow() as flow:
+def _rate(tasks: int, submit: Callable[[Job], object], **settings: Any) -> float:
+    with workflow(**settings) as flow:
         job, begin = flow.new_job(), time.perf_counter()
         submit(job)
         job.synchronize()
@@ -94,19 +99,32 @@ def xargs(command: list[str], tasks: int) -> float:
     return tasks / (time.perf_counter() - begin)
 
 
+def bare(tasks: int) -> float:
+    """What of a job is the shell's and the kernel's alone: no connection, no file, no record of its end."""
+    together = " | ".join(["{ ( exec setsid true ); :; }"] * TOGETHER)
+    script = "\n".join([f"( {together} )"] * (tasks // TOGETHER + 1))
+    begin = time.perf_counter()
+    subprocess.run(["/bin/sh"], input=script.encode(), check=True)
+    return (tasks // TOGETHER + 1) * TOGETHER / (time.perf_counter() - begin)
+
+
 def rates(scale: Scale) -> list[Row]:
     """Tasks a second on one host, against xargs."""
     n, few = scale.of(1000, 50), scale.of(100, 10)
     one, many = f"array of {n:,}", f"{n:,} run()"
+    memory = f"{one}, the jobs' directories in memory"  # five files each: what a disk makes of that differs by far
     with shared() as command:
         sides: dict[str, Callable[[], float]] = {
             one: lambda: array(n),
+            memory: lambda: array(n, directory=MEMORY),
             XARGS: lambda: xargs(command, few),
             many: lambda: singles(n),
+            BARE: lambda: bare(n),
         }
         found = in_turn(sides, scale.of(5, 1))
     goal = Goal("at least", 5.0)
-    return [row(name, "/s", found[name], (XARGS, found[XARGS]), goal) for name in (one, many)]
+    rows = [row(name, "/s", found[name], (XARGS, found[XARGS]), goal) for name in (one, memory, many)]
+    return [*rows, row(BARE, "/s", found[BARE], (XARGS, found[XARGS]))]
 
 
 def latency(scale: Scale) -> list[Row]:
