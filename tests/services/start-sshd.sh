@@ -71,6 +71,8 @@ MaxStartups 10:30:100
 ClientAliveInterval 5
 ClientAliveCountMax 3
 LogLevel VERBOSE
+# Else bash takes itself for somebody's first shell, and reads a .bashrc that may do anything, such as wait for a lock.
+SetEnv SHLVL=1
 Subsystem sftp /usr/lib/openssh/sftp-server
 END
     # From 9.8 on sshd shuts out for a while who fails to log in a few times, which tests do on purpose.
