@@ -343,7 +343,7 @@ WFL_JOB_DIRECTORY=$PWD/$1/"
 w_having() { # LINES: the environments with one of these; some greps see nothing behind a NUL
     if [ "$(printf 'a\0b' | grep -c -F b 2>/dev/null)" = 1 ]; then
         grep -l -F -e "$1" /proc/[0-9]*/environ 2>/dev/null
-    else
+    elif cat /proc/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | grep -q -F -e "$1"; then
         for w_file in /proc/[0-9]*/environ; do
             [ -r "$w_file" ] && tr '\0' '\n' <"$w_file" | grep -q -F -e "$1" && printf '%s\n' "$w_file"
         done 2>/dev/null
