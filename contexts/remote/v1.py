@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PREFIX = "/api/v1"
 QUIET = 30.0
 """Seconds in which a stream of events is heard of at least: the server sends a sign of life every ten."""
+SILENCE = 60.0
+"""Seconds after which output that is followed, and says nothing, is asked for again: there is no sign of life in it."""
 PIECE = 4 << 20
 """Bytes of a file that are sent in one request."""
 TRIES = 5
@@ -284,7 +286,7 @@ class Api:
     def follow(self, id: str, stream: Stream, offset: int) -> Iterator[Iterator[bytes]]:
         """The output from `offset` on, as it comes, to the job's end."""
         query = {"offset": str(offset), "follow": "true"}
-        with self.client.stream(Question(path=self._output(id, stream), query=query, timeout=3600.0)) as response:
+        with self.client.stream(Question(path=self._output(id, stream), query=query, timeout=SILENCE)) as response:
             yield response.iter_bytes()
 
     @staticmethod
