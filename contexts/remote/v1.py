@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from wfl.backend import UnsettledError
 from wfl.contexts.remote.client import Client, Question, encoded, pauses
 from wfl.contexts.remote.connection import NotThereError, PastEndError, UnansweredError, error_of
 from wfl.contexts.remote.facts import info_of
@@ -94,15 +95,11 @@ class Told(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> str | WflError:
-        """Of its submission. Raises UnansweredError where the server itself does not know."""
+        """Of its submission; UnsettledError where the server itself does not know."""
         if self.error is not None:
             error = error_of(self.error)
-            if isinstance(error, DrmCommunicationError | InternalError):
-                raise UnansweredError(str(error))
-            return error
-        if self.id is None:
-            raise UnansweredError("the server does not say what became of a submission")
-        return self.id
+            return UnsettledError(str(error)) if isinstance(error, DrmCommunicationError | InternalError) else error
+        return self.id or UnsettledError("the server does not say what became of a submission")
 
 
 class Jobs(msgspec.Struct, frozen=True):
