@@ -47,12 +47,16 @@ class Guard:
             yield
         except BaseException as error:
             if isinstance(error, DrmCommunicationError) or not isinstance(error, WflError):
-                self._uncertain = True  # the system may still be at it
+                self.doubt()
             raise
         finally:
             with self._quiet:
                 self._making -= 1
                 self._quiet.notify_all()
+
+    def doubt(self) -> None:
+        """The system may still be at something that was given up."""
+        self._uncertain = True
 
     def watch(self) -> None:
         """See to it that a dead program leaves nothing behind; at the first call the helper is started."""

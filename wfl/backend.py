@@ -18,6 +18,7 @@ from msgspec import structs
 
 from wfl.drmaa2 import Capability, JobInfo, JobState, JobTemplate, MachineInfo, QueueInfo, SubState, fact
 from wfl.errors import (
+    DrmCommunicationError,
     InvalidArgumentError,
     UnsupportedAttributeError,
     UnsupportedOperationError,
@@ -103,8 +104,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     collect: float = 30.0
 
 
+class UnsettledError(DrmCommunicationError):
+    """The outcome of a submission that may have been accepted or not: for this one alone as if `submit` had raised."""
+
+
 Outcome = str | WflError
-"""Of one submission: the system's id for the job, or why it was refused."""
+"""Of one submission: the system's id for the job, or why it was refused; UnsettledError where nobody can say."""
 
 
 class Backend(ABC):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from wfl.asker import Asker
-from wfl.backend import INDEX, Action, Backend, Known, Submission, ended
+from wfl.backend import INDEX, Action, Backend, Known, Submission, UnsettledError, ended
 from wfl.context import check_max_parallel
 from wfl.drmaa2 import WALLCLOCK_TIME, Capability, JobInfo, JobState, agrees, fact
 from wfl.errors import (
@@ -475,12 +475,17 @@ class JobSession:
         except Exception as error:  # noqa: BLE001 - logged
             log.exception("%s: submitting failed in an unforeseen way", self.backend.name)
             outcomes = [InternalError(f"{self.backend.name}: {error!r}")] * len(records)
+        pairs = zip(records, outcomes, strict=True)
+        if unsettled := {r: outcome for r, outcome in pairs if isinstance(outcome, UnsettledError)}:
+            self._unknown([*unsettled], next(iter(unsettled.values())))
         self._accept(records, outcomes)
 
     def _accept(self, records: Sequence[Record], outcomes: Sequence[str | WflError]) -> None:
         early: list[JobInfo] = []
         doomed: list[Record] = []
         for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, UnsettledError):
+                continue
             if isinstance(outcome, WflError):
                 self._refuse([record], outcome)
                 continue

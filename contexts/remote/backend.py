@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, ended
+from wfl.backend import Action, Answer, Backend, Known, Limits, Report, Stream, Submission, UnsettledError, ended
 from wfl.contexts import checks
 from wfl.contexts.guard import Guard
 from wfl.contexts.remote import files, template
@@ -233,7 +233,9 @@ class RemoteBackend(Backend):
         jobs = [(submission.key, found) for submission, found in some]
         submissions = [submission for submission, _ in some]
         with self._expecting(submissions) as new:
-            outcomes = _settled(lambda: self._api.submit(jobs), len(jobs))
+            outcomes = _outcomes(lambda: self._api.submit(jobs), len(jobs))
+            pairs = zip(submissions, outcomes, strict=True)
+            self._doubt([submission.key for submission, found in pairs if isinstance(found, UnsettledError)])
             new += [
                 _Job(outcome, submission.key, submission.template, None, own=True)
                 for submission, outcome in zip(submissions, outcomes, strict=True)
@@ -253,9 +255,10 @@ class RemoteBackend(Backend):
                 return [error] * len(indexes)
             self._begin([submission.key])
             with self._expecting([submission]) as new:
-                outcomes = _settled(
+                outcomes = _outcomes(
                     lambda: self._api.submit_array(submission.key, sent, indexes, max_parallel), len(indexes)
                 )
+                self._doubt([submission.key] if any(isinstance(found, UnsettledError) for found in outcomes) else [])
                 new += [
                     _Job(outcome, f"{submission.key}.{index}", submission.template, index, own=True)
                     for index, outcome in zip(indexes, outcomes, strict=True)
@@ -275,11 +278,8 @@ class RemoteBackend(Backend):
         try:
             yield new
             self._take_in(new)
-        except BaseException as error:
-            if isinstance(error, DrmCommunicationError) or not isinstance(error, WflError):
-                with self._lock:
-                    self._unsettled = True
-                    self._doubtful.update((submission.key, time.monotonic()) for submission in submissions)
+        except BaseException:
+            self._doubt([submission.key for submission in submissions])
             raise
         finally:
             with self._lock:
@@ -289,6 +289,14 @@ class RemoteBackend(Backend):
         self._look_if_missed(connections, [job.id for job in new])
         if held := [job.id for job in new if job.template.submit_as_hold]:  # nothing happens that would be told
             self._look_soon(held)
+
+    def _doubt(self, keys: Sequence[str]) -> None:
+        """Nobody can say whether the server has these, or is yet to have them."""
+        if keys:
+            self._guard.doubt()
+            with self._lock:
+                self._unsettled = True
+                self._doubtful.update(dict.fromkeys(keys, time.monotonic()))
 
     def _take_in(self, new: Sequence[_Job]) -> None:
         """Know these jobs, and what was told of them before."""
@@ -593,16 +601,13 @@ class RemoteBackend(Backend):
         self._guard.abandon()
 
 
-def _settled(f: Callable[[], list[str | WflError]], count: int) -> list[str | WflError]:
-    """The outcomes of a request; one that was refused, or certainly never made, is the outcome of all that it had."""
+def _outcomes(f: Callable[[], list[str | WflError]], count: int) -> list[str | WflError]:
+    """The outcomes of a request; that it was refused, or not answered, is the outcome of all that it had."""
     try:
         return f()
-    except DrmCommunicationError as error:
-        if not (isinstance(error, UnansweredError) and error.certain):
-            raise
-        return [error] * count
     except WflError as error:
-        return [error] * count
+        certain = error.certain if isinstance(error, UnansweredError) else not isinstance(error, DrmCommunicationError)
+        return [error if certain else UnsettledError(str(error))] * count
 
 
 def fields_of(told: Iterable[str], *, output: bool) -> frozenset[str]:

@@ -110,9 +110,10 @@ class Client:
                 return Reply(self._ask(question), doubtful)
             except UnansweredError as error:
                 doubtful = doubtful or not error.certain
-                wait = max(pause, error.pause)
+                left = until - time.monotonic()
+                wait = max(pause, min(error.pause, left))  # who would have us wait for longer is asked at the end
                 last = (question.once and doubtful) or number >= error.tries
-                if last or time.monotonic() + wait > until or self._stopped.wait(wait):
+                if last or wait > left or self._stopped.wait(wait):
                     raise self._given_up(error, doubtful=doubtful, waited=most > 0) from error
             except (DeniedByDrmsError, NotThereError) as error:
                 if doubtful:  # it was kept from those who could say what an earlier try has done

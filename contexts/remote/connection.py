@@ -42,6 +42,8 @@ IDLE = 4.0
 BUSY, _ERROR, UNAVAILABLE = 429, 500, 503
 PASSING = frozenset({408, 425, BUSY, 502, UNAVAILABLE, 504})
 """Status codes after which the same request may be answered: by who stands before the server, or by a busy one."""
+LONGEST = 30.0
+"""Seconds that a server can have us wait before it is asked again."""
 SEVERAL = 3
 """Times that a request is made which the server fails at."""
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
@@ -204,10 +206,14 @@ def error_of(said: Mapping[str, Any]) -> WflError:
 
 
 def _pause(text: str) -> float:
-    """Seconds that a Retry-After means, as a number or as a date (RFC 9110, 10.2.3); 0 where there is none."""
+    """Seconds that a Retry-After means, as a number or as a date (RFC 9110, 10.2.3), within bounds; 0 where there is
+    none.
+    """
+    seconds = 0.0
     if text.strip().isdecimal():
-        return float(text)
-    with suppress(ValueError):
-        when = parsedate_to_datetime(text)
-        return max(0.0, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time())
-    return 0.0
+        seconds = float(text)
+    else:
+        with suppress(ValueError, OverflowError):
+            when = parsedate_to_datetime(text)
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
+    return min(max(0.0, seconds), LONGEST)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from wfl.backend import UnsettledError
 from wfl.contexts.remote.client import Client, Question, encoded, pauses
 from wfl.contexts.remote.connection import NotThereError, PastEndError, UnansweredError, error_of
 from wfl.contexts.remote.facts import info_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PREFIX = "/api/v1"
 QUIET = 30.0
 """Seconds in which a stream of events is heard of at least: the server sends a sign of life every ten."""
+SILENCE = 60.0
+"""Seconds after which output that is followed, and says nothing, is asked for again: there is no sign of life in it."""
 PIECE = 4 << 20
 """Bytes of a file that are sent in one request."""
 TRIES = 5
@@ -92,15 +95,11 @@ class Told(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> str | WflError:
-        """Of its submission. Raises UnansweredError where the server itself does not know."""
+        """Of its submission; UnsettledError where the server itself does not know."""
         if self.error is not None:
             error = error_of(self.error)
-            if isinstance(error, DrmCommunicationError | InternalError):
-                raise UnansweredError(str(error))
-            return error
-        if self.id is None:
-            raise UnansweredError("the server does not say what became of a submission")
-        return self.id
+            return UnsettledError(str(error)) if isinstance(error, DrmCommunicationError | InternalError) else error
+        return self.id or UnsettledError("the server does not say what became of a submission")
 
 
 class Jobs(msgspec.Struct, frozen=True):
@@ -284,7 +283,7 @@ class Api:
     def follow(self, id: str, stream: Stream, offset: int) -> Iterator[Iterator[bytes]]:
         """The output from `offset` on, as it comes, to the job's end."""
         query = {"offset": str(offset), "follow": "true"}
-        with self.client.stream(Question(path=self._output(id, stream), query=query, timeout=3600.0)) as response:
+        with self.client.stream(Question(path=self._output(id, stream), query=query, timeout=SILENCE)) as response:
             yield response.iter_bytes()
 
     @staticmethod

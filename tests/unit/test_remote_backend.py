@@ -232,6 +232,19 @@ def test_server_that_does_not_know_itself(server: JobServer, opened: Open) -> No
     assert server.count(FIND) >= 1
 
 
+def test_one_that_nobody_knows_says_nothing_of_others(server: JobServer, opened: Open) -> None:
+    """What the same answer says of other jobs stands: one is refused with the server's words, one runs."""
+    session = opened(timeout=0.05)
+    words = ("true", "nonsense", "unsure")
+    good, bad, unsure = session.start([JobTemplate(remote_command=word) for word in words])
+    over(session, good, bad, unsure)
+    assert good.state is JobState.DONE
+    assert isinstance(bad.error, InvalidArgumentError)
+    assert "no nonsense" in str(bad.error)
+    assert "never started" in str(unsure.error)
+    assert server.count(JOBS) == 1
+
+
 def test_large_submissions_are_divided(server: JobServer, opened: Open) -> None:
     """No request has more jobs or bytes than the server takes; what does not fit by itself is refused by its size."""
     server.limits |= {"body": 3000, "submissions": 100}
@@ -703,6 +716,24 @@ def test_closing_detached_leaves_all(server: JobServer, opened: Open) -> None:
     ran(session, "stay")
     session.close()
     assert server.only().state == "running"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_closing_with_what_nobody_knows_hands_over(
+    server: JobServer,
+    opened: Open,
+    helper: NoHelper,
+    whole: bool,  # noqa: FBT001
+) -> None:
+    """A submission that was given up may still become a job: the helper looks for it."""
+    session = opened(patience=1e-9)
+    server.fail("POST /api/v1/sessions/s/arrays" if whole else JOBS, swallowed)
+    if whole:
+        session.start_array(JobTemplate(remote_command="true"), range(2))
+    else:
+        ran(session, "true")
+    session.close()
+    assert helper.said == ["take over"]
 
 
 def test_closing_without_an_answer_hands_over(

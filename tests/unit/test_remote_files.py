@@ -224,5 +224,8 @@ def test_broken_stream_is_made_again(server: JobServer, api: Api, tmp_path: Path
         return bytes(come) == b"second"
 
     eventually(more)
+    followed = [request for request in server.requests if "follow" in request.url.params]
+    assert {request.extensions["timeout"]["read"] for request in followed} == {v1.SILENCE}
+    assert v1.SILENCE <= 60  # a connection that is dead without a word is noticed by that alone
     server.end(id)
     found.drop(id)

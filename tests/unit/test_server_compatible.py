@@ -341,10 +341,11 @@ def test_whose_is_whose(serve: Serve) -> None:
     assert served.open.get(f"{BASE}/listjobs").status == 401
 
 
-def test_bodies_of_another_type(serve: Serve) -> None:
-    """What a form of another site could send is not read."""
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain;x=application/json"])
+def test_bodies_of_another_type(serve: Serve, kind: str) -> None:
+    """What a page of another site can send unasked is not read."""
     served = serve()
-    answer = served.alice.request("POST", f"{BASE}/addjob", WHOLE, headers={"content-type": "text/plain"})
+    answer = served.alice.request("POST", f"{BASE}/addjob", WHOLE, headers={"content-type": kind})
     assert answer.status == 415
     assert get(served.alice, "listjobs").body == b"[]"
 

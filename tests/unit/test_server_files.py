@@ -6,19 +6,22 @@ import math
 import os
 import sqlite3
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.asgi import API, SESSION, Answer, Client, Served, ended, started, state, submit, until
+from tests.asgi import API, PATIENCE, SESSION, Answer, Client, Served, ended, started, state, submit, until
 from wfl import staging
 from wfl.contexts.process import ProcessContext
+from wfl.drmaa2 import JobTemplate
 from wfl.errors import DrmCommunicationError
 from wfl.server import Policy, ServerLimits
+from wfl.server.database import Database
 from wfl.testing import FakeContext, FakeSystem, Outcome
 
 Serve = Callable[..., Served]
@@ -30,8 +33,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts servers of this machine's processes, or of a fake system; they are stopped afterwards."""
     made: list[Served] = []
 
-    def start(system: FakeSystem | None = None, **settings: Any) -> Served:
-        make = ProcessContext if system is None else lambda: FakeContext(system)
+    def start(system: FakeSystem | None = None, default_template: JobTemplate | None = None, **settings: Any) -> Served:
+        make = ProcessContext if system is None else lambda: FakeContext(system, default_template=default_template)
         made.append(Served(tmp_path / str(len(made)), make, **settings))
         return made[-1]
 
@@ -242,6 +245,33 @@ def test_results_before_the_end(serve: Serve) -> None:
     assert served.alice.get(f"{API}/jobs/{id}/files/x").error == (409, "InvalidStateError")
 
 
+def test_results_are_packed_side_by_side(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one of one job holds up nobody who fetches another's."""
+    served = serve()
+    large, small = (shell(served.alice, "echo x > x", stageOutFiles={"result:x": "x"}) for _ in range(2))
+    for id in (large, small):
+        ended(served.alice, id)
+    began, go_on, pack = threading.Event(), threading.Event(), staging.pack
+
+    def packed_slowly(sources: dict[str, str]) -> Iterator[bytes]:
+        if large in sources["/x"]:
+            began.set()
+            assert go_on.wait(PATIENCE)
+        return pack(sources)
+
+    monkeypatch.setattr(staging, "pack", packed_slowly)
+    answers: list[Answer] = []
+    fetch = threading.Thread(target=lambda: answers.append(served.alice.get(f"{API}/jobs/{large}/files/x")))
+    fetch.start()
+    assert began.wait(PATIENCE)
+    try:
+        assert served.alice.get(f"{API}/jobs/{small}/files/x").status == 200
+    finally:
+        go_on.set()
+        fetch.join()
+    assert answers[0].status == 200
+
+
 def test_a_result_that_is_a_link(serve: Serve) -> None:
     """A link that stands where a result should be is not followed: it could lead anywhere."""
     served = serve()
@@ -272,6 +302,23 @@ def test_jobs_without_directories_of_their_own(serve: Serve) -> None:
     (refused,) = submit(served.alice, {"remoteCommand": "true", "stageOutFiles": {"result:x": "x"}})
     assert refused["error"]["type"] == "DeniedByDrmsError"
     assert not {"stage_in_files", "stage_out_files"} & {*served.alice.get(f"{API}/info").json()["fields"]}
+
+
+def test_a_directory_that_all_jobs_share(serve: Serve, tmp_path: Path) -> None:
+    """Where the server's own template names one, nothing can be staged there: it would be among others' files."""
+    (tmp_path / "shared").mkdir()
+    system = FakeSystem()
+    served = serve(system, default_template=JobTemplate(working_directory=str(tmp_path / "shared")))
+    text = upload(served.alice, b"x")
+    for field, value in (("stageOutFiles", {"result:x": "hers"}), ("stageInFiles", {"hers": f"upload:{text}"})):
+        (refused,) = submit(served.alice, {"remoteCommand": "x", field: value}, keys=False)
+        assert refused["error"]["type"] == "DeniedByDrmsError"
+        assert "no directory of their own" in refused["error"]["message"]
+    assert not {"stage_in_files", "stage_out_files"} & {*served.alice.get(f"{API}/info").json()["fields"]}
+    id = started(served.alice)
+    ended(served.alice, id)
+    assert system.submitted[0].template.working_directory == str(tmp_path / "shared")
+    assert os.listdir(served.directory / "data" / "work") == []
 
 
 def test_an_upload_in_parts(serve: Serve) -> None:
@@ -501,14 +548,136 @@ def test_a_slow_upload(serve: Serve) -> None:
     assert served.server.files.upload("alice", "s", id).busy.acquire(blocking=False)
 
 
-def test_two_who_write_at_once(serve: Serve) -> None:
+def test_completing_twice_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says once more that all is there, as no answer came, has that of the first; it is no conflict."""
+    served = serve(FakeSystem())
+    id = upload(served.alice, b"x", complete=False)
+    began, go_on, complete = threading.Event(), threading.Event(), Database.complete_upload
+
+    def slowly(*arguments: Any) -> None:
+        began.set()
+        assert go_on.wait(PATIENCE)
+        complete(*arguments)
+
+    monkeypatch.setattr(Database, "complete_upload", slowly)
+    answers: list[Answer] = []
+    threads = [threading.Thread(target=lambda: answers.append(finish(served.alice, id, b"x"))) for _ in range(2)]
+    threads[0].start()
+    assert began.wait(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr("wfl.server.files.PATIENCE", 0.01)
+        later = finish(served.alice, id, b"x")
+    assert later.error == (503, "TryLaterError")
+    assert later.headers["retry-after"]
+    threads[1].start()
+    until(lambda: served.server.reading.pending == 2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [answer.status for answer in answers] == [200, 200]
+
+
+def test_a_death_as_an_archive_is_unpacked(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What came is there until it is written down that all is complete, so that the same request ends it later."""
+    served = serve()
+    (tmp_path / "file").write_text("in an archive\n")
+    data = packed(tmp_path / "file")
+    id = upload(served.alice, data, "tar", complete=False)
+    place = served.directory / "data" / "uploads" / id
+
+    def die(*_: object) -> None:
+        raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "complete_upload", die)
+        assert finish(served.alice, id, data).status == 500
+    served.restart()
+    assert served.alice.request("HEAD", f"{SESSION}/uploads/{id}").headers["upload-offset"] == str(len(data))
+    assert finish(served.alice, id, data).status == 200
+    (place / "data").write_bytes(data)  # as if it had died once more
+    served.restart()
+    assert os.listdir(place) == ["tree"]
+    job = shell(served.alice, "cat file", stageInFiles={"file": f"upload:{id}"})
+    assert ended(served.alice, job) == "done"
+    assert output(served.alice, job).body == b"in an archive\n"
+
+
+def test_an_upload_whose_bytes_are_gone(serve: Serve) -> None:
+    """It is unknown, so that its client begins another one."""
+    served = serve(FakeSystem())
+    id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
+    (served.directory / "data" / "uploads" / id / "data").unlink()
+    assert served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", b"x").status == 404
+    assert finish(served.alice, id, b"").status == 404
+
+
+def test_archives_count_after_a_restart(serve: Serve, tmp_path: Path) -> None:
+    """What was unpacked is as large as it came."""
+    (tmp_path / "file").write_text("x")
+    data = packed(tmp_path / "file")
+    served = serve(FakeSystem(), limits=ServerLimits(stored=len(data) + 10))
+    id = served.alice.post(f"{SESSION}/uploads", {"kind": "tar"}).json()["upload"]
+    served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", data)
+    assert finish(served.alice, id, data).status == 200
+    for _ in range(2):
+        assert served.alice.request("HEAD", f"{SESSION}/uploads/{id}").headers["upload-offset"] == str(len(data))
+        assert served.alice.post(f"{SESSION}/uploads", {"size": 11}).error == (422, "OutOfResourceError")
+        served.restart()
+
+
+def test_an_upload_that_takes_long(serve: Serve) -> None:
+    """What is just written is not taken for what nobody needs, and after it was broken off it is young."""
+    served = serve(FakeSystem(), limits=ServerLimits(keep_upload=60))
+    id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
+    files = served.server.files
+    one = files.upload("alice", "s", id)
+
+    def wait_long() -> None:
+        with closing(sqlite3.connect(served.directory / "data" / "server.db")) as connection, connection:
+            connection.execute("update uploads set touched = touched - 100")
+
+    with suppress(InterruptedError), files.writing(one, 0) as file:
+        files.write(one, file, b"x")
+        wait_long()
+        files.remove_unused()
+        files.write(one, file, b"y")
+        raise InterruptedError
+    files.remove_unused()
+    assert served.alice.request("HEAD", f"{SESSION}/uploads/{id}").headers["upload-offset"] == "2"
+    wait_long()
+    files.remove_unused()
+    assert served.alice.request("HEAD", f"{SESSION}/uploads/{id}").status == 404
+
+
+def test_a_write_that_nobody_waits_for(serve: Serve) -> None:
+    """One that ends after its request was given up counts nothing: another may be writing by then."""
+    served = serve(FakeSystem())
+    id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
+    one = served.server.files.upload("alice", "s", id)
+
+    class GivenUp(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            count = super().write(data)
+            self.close()
+            return count
+
+    with (
+        GivenUp(served.directory / "data" / "uploads" / id / "data", "r+") as file,
+        pytest.raises(ValueError, match="closed"),
+    ):
+        served.server.files.write(one, file, b"x")
+    assert one.size == 0
+
+
+def test_two_who_write_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one writes to an upload at a time; where it waits for more, which may never come, it makes way."""
+    monkeypatch.setattr("wfl.server.files.PATIENCE", 0.01)
     served = serve(FakeSystem())
     id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
     stream = served.alice.begin("PUT", f"{SESSION}/uploads/{id}?offset=0", {})
     stream.say(b"x")
     until(lambda: served.server.files.upload("alice", "s", id).waits)
-    assert finish(served.alice, id, b"x").error == (409, "InvalidStateError")
+    assert finish(served.alice, id, b"x").error == (503, "TryLaterError")
     assert served.alice.request("PUT", f"{SESSION}/uploads/{id}?offset=0", b"y").error == (409, "InvalidStateError")
     while stream.step():
         pass

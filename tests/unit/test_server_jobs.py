@@ -1,5 +1,6 @@
 """The v1 API of the job server: submitting once whatever happens, looking, acting, and whose jobs are whose."""
 
+import hashlib
 import math
 import os
 import sqlite3
@@ -266,6 +267,30 @@ def test_a_death_before_the_system_had_it(serve: Serve, monkeypatch: pytest.Monk
     assert [submission.key for submission in system.submitted] == [first["id"]]
 
 
+def test_what_cannot_be_started_again_stays(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the same request comes too late, as what it uploaded is gone, the job is what it was."""
+    system = FakeSystem()
+    served = serve(system)
+    store = served.directory / "data" / "jobs.db"
+    id = served.alice.post(f"{SESSION}/uploads", {}).json()["upload"]
+    sha = hashlib.sha256(b"").hexdigest()
+    assert served.alice.post(f"{SESSION}/uploads/{id}/complete", {"sha256": sha}).status == 200
+    (first,) = submit(served.alice, {"remoteCommand": "x", "inputPath": f"upload:{id}"})
+    ended(served.alice, first["id"])
+    served.stop()
+    with closing(sqlite3.connect(store)) as connection, connection:  # as if it had been killed while it submitted
+        connection.execute("update tasks set phase = 1, info = null, id = key, program = ''")
+    with closing(sqlite3.connect(store.with_name("server.db"))) as connection, connection:
+        connection.execute("delete from uploads")
+    monkeypatch.setattr(system, "_jobs", {})
+    served.start()
+    until(lambda: state(served.alice, first["id"]) == "failed")
+    (again,) = submit(served.alice, {"remoteCommand": "x", "inputPath": f"upload:{id}"})
+    assert "there is no upload" in again["error"]["message"]
+    served.restart()
+    assert state(served.alice, first["id"]) == "failed"
+
+
 def test_a_death_that_is_not_settled_yet(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the system does not say whether it has a job, the same request is not answered as if it had."""
     system = FakeSystem()
@@ -365,12 +390,43 @@ def test_reaping_that_broke_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     (one,) = submit(served.alice, {"remoteCommand": "x"})
     ended(served.alice, one["id"])
     with monkeypatch.context() as patch:
-        patch.setattr(JobSession, "reap", lambda *_: (_ for _ in ()).throw(BROKEN))
-        failures = served.alice.post(f"{SESSION}/reap", {"ids": [one["id"]]}).json()["failures"]
-    assert failures == {one["id"]: {"type": "DrmCommunicationError", "message": "connection reset"}}
+        patch.setattr(JobSession, "reap", lambda *_: (_ for _ in ()).throw(RuntimeError("died")))
+        assert served.alice.post(f"{SESSION}/reap", {"ids": [one["id"]]}).status == 500
     served.restart()
     assert served.alice.get(f"{API}/jobs/{one['id']}").status == 404
     assert served.alice.get(f"{SESSION}/jobs").json()["jobs"] == []
+
+
+def test_reaping_that_failed(serve: Serve) -> None:
+    """What the system would not let go of is still there, also after a restart, until somebody asks for it again."""
+    system = FakeSystem()
+    served = serve(system)
+    (one,) = submit(served.alice, {"remoteCommand": "x"})
+    ended(served.alice, one["id"])
+    system.fail("reap", BROKEN)
+    failures = served.alice.post(f"{SESSION}/reap", {"ids": [one["id"]]}).json()["failures"]
+    assert failures == {one["id"]: {"type": "DrmCommunicationError", "message": "connection reset"}}
+    assert state(served.alice, one["id"]) == "done"
+    served.restart()
+    assert state(served.alice, one["id"]) == "done"
+    assert served.alice.request("DELETE", f"{API}/jobs/{one['id']}").status == 200
+    assert served.alice.get(f"{API}/jobs/{one['id']}").status == 404
+
+
+def test_reaping_that_broke_off_and_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts also where the system still refuses; the job is there, and goes at the next start."""
+    system = FakeSystem()
+    served = serve(system)
+    (one,) = submit(served.alice, {"remoteCommand": "x"})
+    ended(served.alice, one["id"])
+    with monkeypatch.context() as patch:
+        patch.setattr(JobSession, "reap", lambda *_: (_ for _ in ()).throw(RuntimeError("died")))
+        served.alice.post(f"{SESSION}/reap", {"ids": [one["id"]]})
+    system.fail("reap", errors.DeniedByDrmsError("not yet"))
+    served.restart()
+    assert state(served.alice, one["id"]) == "done"
+    served.restart()
+    assert served.alice.get(f"{API}/jobs/{one['id']}").status == 404
 
 
 def test_a_second_server_in_the_directory(serve: Serve) -> None:

@@ -70,7 +70,8 @@ class JobServer:
             context, directory, guardian, policy, limits,
         )  # fmt: skip
         self.context = context
-        self._own = context.name not in ISOLATED | ELSEWHERE if own_directories is None else own_directories
+        own = context.name not in ISOLATED | ELSEWHERE if own_directories is None else own_directories
+        self._own = own and not context.default_template.working_directory  # which is one for all jobs
         self.metrics = Metrics()
         self.places = Places(self.metrics, limits)
         self.base_path = self.api_path = ""
@@ -265,7 +266,8 @@ def create_app(
     legacy: also speak the protocol of wfl for Go, below `legacy_path`; legacy_get: with its GETs that change something.
     open_metrics: /metrics needs no authentication. hosts: what the header Host may say; None: anything.
     own_directories: each job starts in a directory of its own here, which a cluster's machines have to see, too; None:
-    unless jobs are in containers, or on other machines.
+    unless jobs are in containers, or on other machines. Where the context's default_template has a working_directory,
+    that is the directory of all jobs.
 
     To make it part of another application, mount it there and run its lifespan in that one's:
     `async with app.router.lifespan_context(app): …`. `app.state.server.drain()` prepares for the end.

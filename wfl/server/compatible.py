@@ -236,7 +236,8 @@ class Compatible:
             return None
 
     async def _body(self, request: Request) -> bytes:
-        if "json" not in request.headers.get("content-type", ""):  # a page of another site can send no such
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a page of another site cannot send that unasked
             raise HttpError(415, InvalidArgumentError("the body is of another type than application/json"))
         return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
 

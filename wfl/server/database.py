@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wfl.errors import SessionManagementError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from pathlib import Path
 
 VERSION = 1
@@ -63,7 +63,10 @@ class Row(NamedTuple):
 
 
 class UploadRow(NamedTuple):
-    """One upload: `digest` is there when it is complete, `touched` when it was made or used last (seconds of Unix)."""
+    """One upload: `digest` is there when it is complete, `touched` when it was made or used last (seconds of Unix).
+
+    `size`: what its client said that it has, or None; when it is complete, what it had.
+    """
 
     id: str
     identity: str
@@ -167,10 +170,12 @@ class Database:
             found = self._connection.execute("select json from templates where digest = ?", (digest,)).fetchone()
         return found[0] if found else "{}"
 
-    def reaping(self, ids: Iterable[str]) -> None:
-        """These are about to be forgotten: should we die meanwhile, nobody takes them for what never was."""
+    def reaping(self, ids: Iterable[str], *, over: bool = False) -> None:
+        """These are about to be forgotten: should we die meanwhile, nobody takes them for what never was. `over`: after
+        all they are not.
+        """
         with self._transaction() as connection:
-            connection.executemany("update submissions set reaped = 1 where id = ?", [(id,) for id in ids])
+            connection.executemany("update submissions set reaped = ? where id = ?", [(not over, id) for id in ids])
 
     def forget(self, ids: Iterable[str]) -> None:
         """Remove submissions, and what they use."""
@@ -199,23 +204,26 @@ class Database:
         with self._transaction() as connection:
             connection.execute("insert into uploads values (?, ?, ?, ?, ?, ?, ?)", row)
 
-    def complete_upload(self, id: str, digest: str) -> None:
+    def complete_upload(self, id: str, digest: str, size: int) -> None:
         """All of it is there."""
         with self._transaction() as connection:
-            connection.execute("update uploads set digest = ?, touched = ? where id = ?", (digest, time.time(), id))
+            statement = "update uploads set digest = ?, size = ?, touched = ? where id = ?"
+            connection.execute(statement, (digest, size, time.time(), id))
 
     def touch_upload(self, id: str) -> None:
         """Something of it came."""
         with self._transaction() as connection:
             connection.execute("update uploads set touched = ? where id = ?", (time.time(), id))
 
-    def take_unused(self, age: float) -> list[str]:
-        """Forget the uploads that no job uses and that were not touched for so many seconds; their ids."""
+    def take_unused(self, age: float, busy: Container[str]) -> list[str]:
+        """Forget the uploads that no job uses and that were not touched for so many seconds, but not those that are
+        just written; their ids.
+        """
         with self._transaction() as connection:
             statement = "select id from uploads where touched < ? and id not in (select upload from uses)"
-            found = connection.execute(statement, (time.time() - age,)).fetchall()
-            connection.executemany("delete from uploads where id = ?", found)
-        return [id for (id,) in found]
+            found = [id for (id,) in connection.execute(statement, (time.time() - age,)) if id not in busy]
+            connection.executemany("delete from uploads where id = ?", [(id,) for id in found])
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -16,10 +16,11 @@ import time
 from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from wfl import staging
 from wfl.backend import INDEX
-from wfl.errors import InvalidArgumentError, InvalidStateError, OutOfResourceError
+from wfl.errors import InvalidArgumentError, InvalidStateError, OutOfResourceError, TryLaterError
 from wfl.server.database import UploadRow
 from wfl.server.policy import RESULT, RESULT_NAME, UPLOAD, check_upload
 from wfl.server.refusals import ConflictError, QuotaError, UnknownError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from wfl.server.database import Database
     from wfl.server.limits import ServerLimits
 
+PATIENCE = 5.0
+"""Seconds to wait for another request that is at work on the same upload."""
 KINDS = ("file", "tar")
 MEMBERS = 100_000
 """Files in one archive."""
@@ -60,8 +63,11 @@ class Files:
         # As texts, as these are joined for every job: a Path costs five times as much.
         self._work_at, self._results_at, self._packed_at = map(str, (self._work, self._results, self._packed))
         self._lock = threading.Lock()
-        self._packing = threading.Lock()
-        self._uploads = {row.id: Upload(row, self._size(row.id)) for row in database.uploads()}
+        self._packing: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._uploads = {row.id: Upload(row, self._size(row)) for row in database.uploads()}
+        for upload in self._uploads.values():
+            if upload.row.digest is not None:
+                self._drop_packed(upload)  # should the server have died just before
 
     # -- uploads --
 
@@ -106,10 +112,12 @@ class Files:
                 raise InvalidStateError("the upload is complete")
             if offset != upload.size:
                 raise ConflictError(f"the upload has {upload.size} bytes, so that is the offset of the next")
-            with FileIO(self._data(upload.row.id), "r+") as file:
+            with self._opened(upload, "r+") as file:
                 file.seek(offset)
-                yield file
-            self._database.touch_upload(upload.row.id)
+                try:
+                    yield file
+                finally:
+                    self._database.touch_upload(upload.row.id)
         finally:
             upload.busy.release()
 
@@ -122,15 +130,15 @@ class Files:
         try:
             while data:
                 count = file.write(data) or 0
-                upload.size += count
+                upload.size = file.tell()  # not where its request was given up meanwhile: then the file is closed
                 data = data[count:]
         except OSError as error:
             raise OutOfResourceError(f"the upload cannot be written: {error.strerror}") from error
 
     def complete(self, upload: Upload, digest: str) -> None:
         """All is there: check it, and unpack an archive. Once more is no mistake."""
-        if not upload.busy.acquire(blocking=False):
-            raise ConflictError("another request writes to this upload")
+        if not upload.busy.acquire(timeout=PATIENCE):  # it may be the same request, whose answer was lost
+            raise TryLaterError("another request is at work on this upload")
         try:
             self._complete(upload, digest)
         finally:
@@ -143,14 +151,15 @@ class Files:
             return
         if upload.row.size is not None and upload.size != upload.row.size:
             raise ConflictError(f"the upload has {upload.size} of {upload.row.size} bytes")
-        with open(self._data(upload.row.id), "rb") as file:
+        with self._opened(upload, "r") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not hmac.compare_digest(found, digest):
             raise InvalidArgumentError(f"what arrived has the sha256 {found}; send it again")
         if upload.row.kind == "tar":
             self._unpack(upload)
-        self._database.complete_upload(upload.row.id, digest)
-        upload.row = upload.row._replace(digest=digest)
+        self._database.complete_upload(upload.row.id, digest, upload.size)
+        upload.row = upload.row._replace(digest=digest, size=upload.size)
+        self._drop_packed(upload)
 
     def _unpack(self, upload: Upload) -> None:
         data, tree = self._data(upload.row.id), self._tree(upload.row.id)
@@ -158,11 +167,23 @@ class Files:
         shutil.rmtree(tree, ignore_errors=True)  # of a try that broke off
         with open(data, "rb") as file:
             staging.unpack(iter(lambda: file.read(1 << 20), b""), f"{UPLOAD}{upload.row.id}", str(tree))
-        data.unlink()
+
+    def _drop_packed(self, upload: Upload) -> None:
+        """Of a complete archive only what was in it is needed."""
+        if upload.row.kind == "tar":
+            self._data(upload.row.id).unlink(missing_ok=True)
+
+    def _opened(self, upload: Upload, mode: str) -> FileIO:
+        try:
+            return FileIO(self._data(upload.row.id), mode)
+        except FileNotFoundError as error:
+            raise UnknownError(f"the upload {upload.row.id!r} is not there any more; begin another one") from error
 
     def remove_unused(self) -> None:
         """Remove uploads that no job uses and that are old, and archives that nobody has asked for lately."""
-        for id in self._database.take_unused(self._limits.keep_upload):
+        with self._lock:
+            busy = {id for id, upload in self._uploads.items() if upload.busy.locked()}
+        for id in self._database.take_unused(self._limits.keep_upload, busy):
             with self._lock:
                 self._uploads.pop(id, None)
             shutil.rmtree(self._place(id), ignore_errors=True)
@@ -180,16 +201,16 @@ class Files:
     def _tree(self, id: str) -> Path:
         return self._place(id) / "tree"
 
-    def _size(self, id: str) -> int:
+    def _size(self, row: UploadRow) -> int:
         try:
-            return self._data(id).stat().st_size
-        except FileNotFoundError:
-            return 0
+            return self._data(row.id).stat().st_size
+        except FileNotFoundError:  # it was unpacked
+            return row.size or 0
 
     # -- templates --
 
     def translate(
-        self, identity: str, session: str, template: JobTemplate, id: str, *, array: bool, defaults: JobTemplate
+        self, identity: str, session: str, template: JobTemplate, id: str, *, array: bool
     ) -> tuple[JobTemplate, set[str]]:
         """The template with places on this side for uploads, results and the job's own directory; what it uploaded.
 
@@ -220,7 +241,7 @@ class Files:
                 str(self._results / element / target.removeprefix(RESULT)) if target.startswith(RESULT) else target:
                 source for target, source in template.stage_out_files.items()
             }  # fmt: skip
-        if self._own and not template.working_directory and not defaults.working_directory:
+        if self._own and not template.working_directory:
             changes["working_directory"] = f"{self._work_at}/{element}"
         return (template.replace(**changes) if changes else template), used
 
@@ -244,14 +265,13 @@ class Files:
                 except OSError:
                     shutil.rmtree(f"{place}/{id}", ignore_errors=True)
 
-    def tidy(self, known: Iterable[str], uploads: Iterable[str] | None = None) -> None:
+    def tidy(self, known: Iterable[str]) -> None:
         """Remove what belongs to none of these jobs, and to no upload: left by a crash."""
         keep = {*known}
         for place in (self._work_at, self._results_at, self._packed_at):
             self.remove({entry.name for entry in os.scandir(place)} - keep)
-        here = {*self._uploads} if uploads is None else {*uploads}
         for entry in os.scandir(self._uploads_at):
-            if entry.name not in here:
+            if entry.name not in self._uploads:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
     # -- results --
@@ -268,7 +288,9 @@ class Files:
         source, archive = self._results / id / name, self._packed / id / f"{name}.tar"
         if not RESULT_NAME.fullmatch(name) or not os.path.lexists(source) or source.is_symlink():
             raise UnknownError(f"the job has no result {name!r}")
-        with self._packing:
+        with self._lock:
+            packing = self._packing.setdefault(id, threading.Lock())
+        with packing:
             if not archive.exists():
                 archive.parent.mkdir(mode=0o700, exist_ok=True)
                 beside = archive.with_name(".new")

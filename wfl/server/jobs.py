@@ -172,8 +172,8 @@ class Ledger:
             for job in jobs:
                 job.task = tasks.pop(job.id, None)
             if row.reaped:
-                self._finish_reaping(jobs)
-                reaped.append(row.id)
+                if self._finish_reaping(jobs):
+                    reaped.append(row.id)
             elif any(job.task for job in jobs):
                 self._drop([job for job in jobs if job.task is None])  # elements that were reaped one by one
             elif row.created < time.time() - STALE:
@@ -185,11 +185,18 @@ class Ledger:
         self._database.tidy()
         self._files.tidy([*self._jobs, *tasks])
 
-    def _finish_reaping(self, jobs: Sequence[Job]) -> None:
+    def _finish_reaping(self, jobs: Sequence[Job]) -> bool:
+        """Whether that could be done; else they are there until the next start."""
         over = [job.task for job in jobs if job.ended and job.task is not None]
-        if over:
-            self.session.reap(over)
+        try:
+            if over:
+                self.session.reap(over)
+        except WflError as error:
+            log.warning("%s was reaped, and is still there: %s", jobs[0].row.id, error)
+            self._drop([job for job in jobs if job.task is None])
+            return False
         self._drop(jobs)
+        return True
 
     def _enter(self, row: Row) -> Job | Array:
         owner = (row.identity, row.session)
@@ -333,17 +340,15 @@ class Ledger:
 
     def _again(self, known: Job | Array, asked: Asked, number: int) -> _New:
         """It was written down and never started, as the server died in between: now it is, with the same id."""
+        template, uses = self._translated(known.session.owner, asked, known.id)
         tasks = [job.task for job in known.jobs if job.task is not None]
         if tasks:
             self.session.reap(tasks)
-        template, uses = self._translated(known.session.owner, asked, known.id)
         self._drop(known.jobs)
         return _New(number, known.row, template, asked.text, uses)
 
     def _translated(self, owner: Owner, asked: Asked, id: str) -> tuple[JobTemplate, set[str]]:
-        defaults = self.session.context.default_template
-        array = asked.indexes is not None
-        return self._files.translate(*owner, asked.template, id, array=array, defaults=defaults)
+        return self._files.translate(*owner, asked.template, id, array=asked.indexes is not None)
 
     def _check_room(self, identity: str, more: int) -> None:
         with self._lock:
@@ -433,8 +438,12 @@ class Ledger:
         whole |= {id for id, array in arrays.items() if leaving.issuperset(job.id for job in array.jobs)}
         self._database.reaping(whole)
         tasks = [job.task for job in jobs if job.task is not None]
-        if tasks:
-            self.session.reap(tasks)
+        try:
+            if tasks:
+                self.session.reap(tasks)
+        except WflError:
+            self._database.reaping(whole, over=True)  # who asked is told that it is still there
+            raise
         self._drop(jobs)
         self._files.remove(leaving)
         self._database.forget(whole)
