@@ -178,8 +178,12 @@ class RemoteBackend(Backend):
                     ready.append((submission, found))
             if ready:
                 self._begin([submission.key for submission, _ in ready])
+            lost: WflError | None = None
             for some in self._fitting(ready):
-                outcomes.update(self._send(some))
+                found = {submission.key: lost for submission, _ in some} if lost is not None else self._send(some)
+                outcomes.update(found)
+                if lost is None and all(isinstance(outcome, DrmCommunicationError) for outcome in found.values()):
+                    lost = DrmCommunicationError("it was not sent: the server did not answer the request before it")
         return [outcomes[submission.key] for submission in submissions]
 
     def _all_prepared(self, submissions: Sequence[Submission]) -> list[msgspec.Raw | WflError]:

@@ -272,6 +272,18 @@ def test_refused_request_says_nothing_of_others(server: JobServer, opened: Open)
         assert len(server.jobs) == (2 if fault is unheard else 1)
 
 
+def test_a_server_that_is_away_is_not_waited_for_twice(server: JobServer, opened: Open) -> None:
+    """Where a submission takes several requests, and one is not answered in time, the others are not sent."""
+    server.limits |= {"body": 1200, "submissions": 100}
+    session = opened(patience=1e-9)
+    server.fail(JOBS, refused, lambda act: act(), lambda act: act())
+    tasks = session.start([JobTemplate(remote_command="true", args=("x" * 500,))] * 3)
+    over(session, *tasks)
+    assert server.count(JOBS) == 1
+    assert "it was not sent" in str(tasks[1].error)
+    assert "it was not sent" in str(tasks[2].error)
+
+
 def test_server_with_strange_ids(server: JobServer, opened: Open, tmp_path: Path) -> None:
     """Whatever a server calls a job, nothing is written but where it was asked for."""
     session = opened()
