@@ -33,6 +33,10 @@ WINDOW = 1 << 22
 """Bytes that a host may send before it is answered."""
 PAUSE = (0.2, 30.0)
 """Seconds between two attempts to connect: the first pause, and the longest."""
+LOST = (OSError, EOFError, paramiko.SSHException)
+"""What paramiko raises where a connection is lost."""
+BROKEN = (EOFError, paramiko.SSHException, paramiko.SFTPError, TimeoutError, ConnectionError)
+"""The same in a channel for files, to which an answer may still come then; other OSErrors are the host's answers."""
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what went wrong is said by our errors
 
 
@@ -112,7 +116,7 @@ class Connection:
             try:
                 yield client
             except Exception as error:
-                if isinstance(error, _UNSURE):
+                if isinstance(error, BROKEN):
                     client.close()
                 raise
             except BaseException:  # in the middle of anything
@@ -157,7 +161,7 @@ class Connection:
     def close(self) -> None:
         """Cut it. May be called from any thread, and again."""
         for transport in reversed(self._transports):
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the way to it may be lost
+            with contextlib.suppress(*LOST):  # the way to it may be lost
                 transport.close()
         if self._command is not None:
             with contextlib.suppress(OSError):
@@ -224,8 +228,6 @@ class Connection:
 
 _PLAIN = dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256"), "ssh-rsa")
 """What the key is called that a signature is made with."""
-_UNSURE = (EOFError, TimeoutError, ConnectionError, paramiko.SSHException, paramiko.SFTPError)
-"""Errors after which an answer may still come to a channel for files."""
 
 
 def _is_open(client: paramiko.SFTPClient) -> bool:
@@ -254,5 +256,5 @@ def _told(login: Login) -> Iterator[None]:
         raise
     except paramiko.ChannelException as error:
         raise DeniedByDrmsError(f"{login.name}: it refuses: {error.text}") from error
-    except (OSError, EOFError, paramiko.SSHException) as error:
+    except LOST as error:
         raise DrmCommunicationError(f"{login.name}: {login.place} cannot be reached: {network.words(error)}") from error

@@ -21,7 +21,7 @@ import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.connection import Attempts, Connection
+from wfl.contexts.ssh.connection import LOST, Attempts, Connection
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ log = logging.getLogger("wfl")
 PIECE = 1 << 16
 NOTHING = "nothing"
 """What w_enter says where the session has no directory."""
-LOST = (OSError, EOFError, paramiko.SSHException)
-"""What paramiko raises where a connection is lost."""
 _ANSWER = re.compile(r"([+-]) (\d+) ?(.*)", re.ASCII)
 _ATTACHED = re.compile(r"[xrfg]\t(\d+)\t", re.ASCII)
 """Lines that belong to an answer, by its number."""

@@ -264,6 +264,27 @@ def test_nothing_secret_is_shown(node: Node) -> None:
     assert set(node.shell.ran) == {"exec /bin/sh -s"}
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_one_command_that_takes_too_long(node: Node, monkeypatch: pytest.MonkeyPatch, *, deaf: bool) -> None:
+    """Where nobody there kills it, it costs the others their connection only if that is dead."""
+    monkeypatch.setattr(module, "MORE", 0.5)
+    there = node.there(timeout=1.0 if deaf else 10.0)
+    assert there.exists("/")
+    node.shell.deaf(yes=deaf)
+    with pytest.raises(DrmCommunicationError, match="does not answer"):
+        there.run(["/bin/sleep", "4"], {"PATH": "/none"}, 0.5)
+    node.shell.deaf(yes=False)
+    assert there.run(["echo", "again"], {"PATH": os.environ["PATH"]}, 20).stdout == b"again\n"
+    assert node.server.made == 1 + deaf
+
+
+def test_a_command_that_complains_at_length(machine: Machine) -> None:
+    """However much is said in both ways, all of it comes, and nothing waits for the rest."""
+    words = "head -c 9000000 /dev/zero >&2; head -c 5000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 3"
+    done = machine.run(["sh", "-c", words], {"PATH": os.environ["PATH"]}, 30)
+    assert (len(done.stdout), len(done.stderr.rstrip(b"\n")), done.returncode) == (5000000, 18000000, 3)
+
+
 def test_it_is_logged_in_again(node: Node, tmp_path: Path) -> None:
     """What may be done twice is, when the connection is lost; a command is not, as nobody knows."""
     there = node.there()
