@@ -212,7 +212,7 @@ class Connection:
                 transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = self._timeout
                 known = keys.of(login)
                 options = transport.get_security_options()
-                kinds = {one.kind for one in known}
+                kinds = {one.kind for one in known if not one.revoked}
                 options.key_types = sorted(options.key_types, key=lambda kind: _PLAIN.get(kind, kind) not in kinds)
                 transport.start_client(timeout=self._timeout)
                 keys.check(login, known, transport.get_remote_server_key())

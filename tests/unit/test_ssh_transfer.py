@@ -361,12 +361,13 @@ def test_waiting_for_a_host_has_an_end(here: Path) -> None:
     def files() -> AbstractContextManager[paramiko.SFTPClient]:
         raise DrmCommunicationError("the connection is lost")
 
-    def wait(pause: float) -> bool:
-        waited.append(pause)
-        return is_over
-
     for is_over, pauses in [(False, transfer.PAUSES), (True, transfer.PAUSES[:1])]:
         waited.clear()
+
+        def wait(pause: float, is_over: bool = is_over) -> bool:  # noqa: FBT001
+            waited.append(pause)
+            return is_over
+
         copies = Copies(files, "wfl-p-1")
         with pytest.raises(DrmCommunicationError):
             copies.get("/file", str(here / "target"), wait)
