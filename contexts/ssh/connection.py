@@ -80,6 +80,9 @@ class Connection:
         self._transports: list[paramiko.Transport] = []  # the jumps' first
         self._command: subprocess.Popen[bytes] | None = None
         self._idle: list[paramiko.SFTPClient] = []
+        self._one = threading.Lock()  # paramiko tells one of several only why they were not opened
+        self.opened = False
+        """Whether the host has ever opened a channel in it."""
         self._borrowed = threading.Semaphore(CHANNELS)
         try:
             for one in (*login.jumps, login):
@@ -126,6 +129,11 @@ class Connection:
                 if _is_open(client):
                     self._idle.append(client)
 
+    def spare(self) -> None:
+        """Close a channel for files that nobody uses now: the host opens only so many."""
+        with contextlib.suppress(IndexError):
+            self._idle.pop().close()
+
     def _take_files(self) -> paramiko.SFTPClient:
         with contextlib.suppress(IndexError):
             while not _is_open(client := self._idle.pop()):
@@ -141,13 +149,14 @@ class Connection:
     @contextlib.contextmanager
     def _opening(self, refusal: str) -> Iterator[paramiko.Transport]:
         """Something is opened in it; a host that takes longer than it may is given up, as paramiko waits for ever."""
-        with _told(self.login):
+        with _told(self.login), self._one:
             transport = self._transport()
             late = threading.Timer(self._timeout, transport.close)
             late.daemon = True
             late.start()
             try:
                 yield transport
+                self.opened = True
             except paramiko.ChannelException:
                 raise
             except (EOFError, paramiko.SSHException) as error:
@@ -228,6 +237,11 @@ class Connection:
 
 _PLAIN = dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256"), "ssh-rsa")
 """What the key is called that a signature is made with."""
+
+
+def is_full(error: DeniedByDrmsError) -> bool:
+    """Whether a host refuses a channel, which may be one too many at once (MaxSessions of sshd_config(5))."""
+    return isinstance(error.__cause__, paramiko.ChannelException)
 
 
 def _is_open(client: paramiko.SFTPClient) -> bool:

@@ -39,6 +39,10 @@ _ATTACHED = re.compile(r"[xrfg]\t(\d+)\t", re.ASCII)
 """Lines that belong to an answer, by its number."""
 
 
+class NothingError(SessionManagementError):
+    """The session has no directory on this host."""
+
+
 class Speaks(msgspec.Struct, frozen=True, kw_only=True):
     """How hosts are spoken to."""
 
@@ -119,7 +123,8 @@ class Line:
                 hello = attendant.Hello.read(line, datetime.now(UTC))
             except DrmCommunicationError as error:
                 said = _words(channel) if str(error) != NOTHING else ""  # a login may complain of anything
-                raise SessionManagementError(
+                kind = NothingError if str(error) == NOTHING else SessionManagementError
+                raise kind(
                     f"{self.name}: {self._speaks.shell} cannot be used there: {error}{': ' if said else ''}{said}"
                 ) from error
         except BaseException as error:

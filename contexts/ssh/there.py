@@ -14,23 +14,25 @@ import shlex
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.batch.machine import Text, Times
 from wfl.contexts.ssh import transfer
-from wfl.contexts.ssh.connection import LOST, PAUSE, Attempts, Connection
-from wfl.errors import DrmCommunicationError, InvalidStateError, SessionManagementError, WflError
+from wfl.contexts.ssh.connection import LOST, PAUSE, Attempts, Connection, is_full
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
+
+_T = TypeVar("_T")
 
 CHANNELS = 4
 """Scripts at once; a host may allow ten channels of all kinds (MaxSessions of sshd_config(5))."""
@@ -132,7 +134,23 @@ class There:
                 return shell
 
     def _shell(self, connection: Connection) -> _Shell:
-        return _Shell(connection.command(f"exec {self._speaks.shell} -s"), connection, self._speaks.timeout)
+        channel = self._opened(connection, lambda: connection.command(f"exec {self._speaks.shell} -s"))
+        return _Shell(channel, connection, self._speaks.timeout)
+
+    def _opened(self, connection: Connection, make: Callable[[], _T]) -> _T:
+        """A channel; where the host takes no more at once, in the place of one of ours that is not needed now."""
+        until = time.monotonic() + self._speaks.timeout
+        while True:
+            try:
+                return make()
+            except DeniedByDrmsError as error:
+                late = not (is_full(error) and connection.opened) or time.monotonic() > until
+                if late or self._closed.wait(PAUSE[0]):
+                    raise
+                try:
+                    self._idle.pop().close()
+                except IndexError:
+                    connection.spare()
 
     def _told(self, script: str) -> bytes:
         """What a script says that ends well, and may be run twice where the connection is lost meanwhile.
@@ -305,12 +323,18 @@ class There:
 
     def copies(self, mark: str) -> transfer.Copies:
         """Copying to it and back; see `transfer.Copies`."""
-        return transfer.Copies(lambda: self._reached(time.monotonic() + self._speaks.timeout).files(), mark)
+        return transfer.Copies(self._channel, mark)
+
+    @contextmanager
+    def _channel(self) -> Iterator[paramiko.SFTPClient]:
+        connection = self._reached(time.monotonic() + self._speaks.timeout)
+        with ExitStack() as stack:
+            yield self._opened(connection, lambda: stack.enter_context(connection.files()))
 
     @contextmanager
     def _files(self) -> Iterator[paramiko.SFTPClient]:
         try:
-            with self._reached(time.monotonic() + self._speaks.timeout).files() as client:
+            with self._channel() as client:
                 yield client
         except LOST as error:
             if not transfer.is_broken(error):
@@ -345,6 +369,10 @@ class _Shell:
         self._mark = f"-- wfl {os.urandom(8).hex()}"
         channel.sendall(b"set +eufC\n")  # some profiles leave such things behind
         self.run(":", timeout)  # what comes before that is the login's own: some profiles print
+
+    def close(self) -> None:
+        """It is not needed any more."""
+        self._channel.close()
 
     def run(self, script: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
         """Raises TimeoutError, and ConnectionError for an end that nobody has told. It cannot be used after that."""

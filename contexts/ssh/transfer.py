@@ -212,16 +212,7 @@ class Copies:
         if goes_on and os.path.exists(target) and os.path.getsize(target) == size:
             return
         with open(target, "ab" if goes_on else "wb") as file, client.open(source, "r") as remote:
-            ahead = file.tell()
-            remote.seek(ahead)
-            while file.tell() < size:
-                if file.tell() >= ahead:
-                    ahead = min(size, file.tell() + AHEAD * PIECE)
-                    _prefetch(remote, ahead)
-                piece = remote.read(min(PIECE, ahead - file.tell()))
-                if not piece:
-                    remote.stat()  # raises where the connection is lost, which paramiko takes for the file's end
-                    break
+            for piece in _pieces(remote, file.tell(), size):
                 file.write(piece)
                 self._arrived += len(piece)
             if file.tell() != size:
@@ -266,23 +257,24 @@ def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -
     """At most `limit` bytes of a file from `offset`; fewer are all that there are now. Raises OSError."""
     with client.open(path, "r") as file:
         size = file.stat().st_size or 0
-        wanted = max(0, min(limit, size - offset))
-        if not wanted:
-            return b""
-        file.seek(offset)
-        pieces, ahead, end = [], offset, offset + wanted
-        while offset < end:
-            if offset >= ahead:
-                ahead = min(end, offset + AHEAD * PIECE)
-                if ahead - offset > PIECE:
-                    _prefetch(file, ahead)
-            piece = file.read(min(PIECE, ahead - offset))
-            if not piece:
-                file.stat()  # as above
-                break
-            pieces.append(piece)
-            offset += len(piece)
-        return b"".join(pieces)
+        return b"".join(_pieces(file, offset, min(size, offset + limit)))
+
+
+def _pieces(file: paramiko.SFTPFile, offset: int, end: int) -> Iterator[bytes]:
+    """What is in it from here to there, asked for ahead; less where it has become shorter."""
+    ahead = offset
+    file.seek(offset)
+    while offset < end:
+        if offset >= ahead:
+            ahead = min(end, offset + AHEAD * PIECE)
+            if ahead - offset > PIECE:
+                _prefetch(file, ahead)
+        piece = file.read(min(PIECE, ahead - offset))
+        if not piece:
+            file.stat()  # raises where the connection is lost, which paramiko takes for the file's end
+            return
+        yield piece
+        offset += len(piece)
 
 
 def _prefetch(file: paramiko.SFTPFile, size: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import paramiko
 import pytest
+from paramiko import common
 
 from tests.ssh_server import Disk, Host, Server, Shell
 from wfl.backend import Submission
@@ -30,7 +31,13 @@ from wfl.contexts.ssh import there as module
 from wfl.contexts.ssh.connection import Connection
 from wfl.contexts.ssh.there import There
 from wfl.drmaa2 import JobTemplate
-from wfl.errors import DrmCommunicationError, InvalidArgumentError, InvalidStateError, SessionManagementError
+from wfl.errors import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    InvalidArgumentError,
+    InvalidStateError,
+    SessionManagementError,
+)
 
 NAMES = ("plain", "two words", "it's", '"quoted"', "$HOME `id` \\", "-n", "*", "ü", "tab\there")
 """What file names may hold."""
@@ -398,6 +405,36 @@ def test_few_shells_are_kept(node: Node, tmp_path: Path) -> None:
     assert done == [[[]]] * 120
     assert len(node.shell.ran) <= 4
     assert node.server.made == 1
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_few_channels_at_once(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A node that takes fewer than are wanted slows things down; nothing is refused for that."""
+
+    def asked(_: Host, kind: str, number: int) -> int:
+        del kind, number
+        open_now = sum(len(getattr(line, "_channels", ())) for line in node.server._lines)  # noqa: SLF001
+        return common.OPEN_SUCCEEDED if open_now < most else common.OPEN_FAILED_CONNECT_FAILED
+
+    monkeypatch.setattr(Host, "check_channel_request", asked)
+    there = node.there(timeout=30.0)
+    done: list[object] = []
+
+    def work() -> None:
+        for _ in range(2):
+            done.append(there.names([str(tmp_path)]))
+            done.append(there.part("/dev/null", 0, 10))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 16
+    assert node.server.made == 1
+    most = 0
+    with pytest.raises(DeniedByDrmsError, match="it refuses"):
+        node.there(timeout=30.0).names(["/"])
 
 
 def test_what_a_helper_gets(node: Node, tmp_path: Path) -> None:
