@@ -106,6 +106,7 @@ class JobSession:
         self._records: dict[str, Record] = {}
         self._arrays: dict[str, TaskArray] = {}
         self._uncollected: dict[Record, float] = {}
+        self._collects = True  # whether the last attempt went well
         self._collects_at = inf  # when the next round is planned; -inf while one goes on
         self._early: dict[str, list[JobInfo]] = {}
         self._submitting = 0
@@ -706,8 +707,11 @@ class JobSession:
         for chunk in self.chunks(ids, self.backend.limits.ids):
             try:
                 self.observe(self.request(self.backend.collect, chunk))
+                self._collects = True
             except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go better
-                log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
+                if self._collects:
+                    log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
+                self._collects = False
                 if isinstance(error, DrmCommunicationError):  # no answer is never anything but: ask again
                     self._give_more_time(chunk)
         with self._lock:

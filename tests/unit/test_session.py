@@ -734,8 +734,8 @@ def test_collecting_has_an_end(open_session: Open, status: int) -> None:
     assert 31 <= system.now < 35
 
 
-def test_collecting_waits_for_a_system_that_is_away(open_session: Open) -> None:
-    """The time in which an exit status is to come is that in which the system answers: silence ends nothing."""
+def test_collecting_waits_for_a_system_that_is_away(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """An exit status may take so long while the system answers: its silence ends nothing, and is told once."""
     system = FakeSystem({"x": Outcome(duration=1, exit_status=4)}, two_steps=True, limits=Limits(collect=30))
     session = open_session(system)
     task = run(session)
@@ -743,6 +743,9 @@ def test_collecting_waits_for_a_system_that_is_away(open_session: Open) -> None:
     task.wait_terminated()
     assert system.now > 150
     assert (task.info().exit_status, why(task)) == (4, "exited")
+    assert [line for line in caplog.messages if "collecting ends" in line] == [
+        "fake: collecting ends failed, trying again: connection reset"
+    ]
 
 
 def test_ends_that_are_awaited_delay_no_others(open_session: Open) -> None:
