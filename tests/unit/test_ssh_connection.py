@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.ssh_server import PATIENCE, Disk, Host, Server, Shell
 from wfl.contexts.ssh.connection import CHANNELS, Connection, spoken
+from wfl.contexts.ssh.doctor import findings
 from wfl.contexts.ssh.keys import fingerprint, let_in
+from wfl.contexts.ssh.line import Speaks
 from wfl.contexts.ssh.login import Login
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
@@ -410,6 +412,22 @@ def test_no_more_channels(server: Server, home: Path) -> None:
         channel.sendall(b"still here\n")
         assert channel.recv(100) == b"still here\n"
         channel.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        (3, ["3 channels at once; 5 are used at most, 8 of a cluster's login node: MaxSessions of sshd_config"]),
+        (6, ["6 channels at once; 8 are used at most of a cluster's login node: MaxSessions of sshd_config"]),
+        (8, []),
+    ],
+)
+def test_what_the_doctor_says_of_channels(server: Server, home: Path, most: int, words: list[str]) -> None:
+    """How many a host takes, where that may be too few."""
+    server.host.channels = 1 + most  # one for its look by the shell, which is closed then
+    speaks = Speaks(session="s", directory=".wfl/ssh", shell="/bin/sh", timeout=PATIENCE)
+    found = [line for line in findings(login(server, home), speaks) if "channels" in line]
+    assert found == [f"it takes {line}" for line in words]
 
 
 # --- hosts that are away ----------------------------------------------------------------------------------
