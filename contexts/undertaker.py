@@ -32,6 +32,8 @@ LONGEST = 300.0
 """Seconds in which everything is tried again that did not succeed, or a system that is away is waited for."""
 PAUSE = (0.2, 10.0)
 """Seconds after a failure before the next attempt: the first pause, and the longest."""
+AWAY = (86400.0, 60.0)
+"""Seconds in which that is done by way of a machine that may be away, and the longest pause then."""
 AFTERMATH = 1.0
 """Seconds after which there is another look: what the program asked for last may still have been under way."""
 
@@ -160,13 +162,14 @@ def _orders(function: str, arguments: Mapping[str, Any]) -> bytes:
 # -- in the helper, after the program's death --
 
 
-def until_none_is_left(attempt: Callable[[], tuple[int, bool]], what: str) -> bool:
+def until_none_is_left(attempt: Callable[[], tuple[int, bool]], what: str, *, away: bool = False) -> bool:
     """Call `attempt` until it has found nothing twice in a row; False if that takes more than five minutes.
 
     It ends all that it finds; how many these were, and whether all have ended. What fails is tried again; it is not
-    raised but printed.
+    raised but printed. `away`: it is done by way of a machine that may not be reached for long; there is a day for it.
     """
-    deadline, pause = time.monotonic() + LONGEST, PAUSE[0]
+    longest, slowest = AWAY if away else (LONGEST, PAUSE[1])
+    deadline, pause = time.monotonic() + longest, PAUSE[0]
     seen_none = False
     while time.monotonic() < deadline:
         try:
@@ -181,8 +184,8 @@ def until_none_is_left(attempt: Callable[[], tuple[int, bool]], what: str) -> bo
             time.sleep(AFTERMATH)
         elif not done:
             time.sleep(pause)
-            pause = min(2 * pause, PAUSE[1])
-    tell(f"{what} may be left: after {LONGEST:g} s this is given up")
+            pause = min(2 * pause, slowest)
+    tell(f"{what} may be left: after {longest:g} s this is given up")
     return False
 
 

@@ -95,7 +95,7 @@ class Asker:
                     for r in records
                     if r.id in gone
                     and r.phase == ACCEPTED
-                    and (r.info or time.time() - r.submitted > self._limits.collect)
+                    and (r.info or time.time() - r.submitted > self._limits.missing)
                 ]
             )
         if self._down:

@@ -93,7 +93,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     requests: calls in flight at once; submissions, ids: how many fit in one call;
     ask_min, ask_max: shortest and longest time between two questions to a backend that must be asked;
-    collect: how long the exit status of an ended job may take to become known.
+    collect: how long the exit status of an ended job may take to become known, while the system answers;
+    missing: how long after its submission a job that was never seen may be unknown to the system.
     """
 
     requests: int | None = None
@@ -102,6 +103,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ask_min: float = 1.0
     ask_max: float = 60.0
     collect: float = 30.0
+    missing: float = 30.0
 
 
 class UnsettledError(DrmCommunicationError):

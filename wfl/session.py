@@ -69,7 +69,7 @@ _ENDING = (Action.TERMINATE, Action.KILL)
 _CANCELLED = ("cancelled", "ended by its own program")
 CALLBACK_PATIENCE = 5.0
 """Seconds that closing waits for callbacks that have not returned."""
-_SAME_START = timedelta(seconds=1)
+_EARLY = _SAME_START = timedelta(seconds=1)
 """Two sources may tell one start with times that differ a little."""
 WORKERS = 8
 SHOWN = 5
@@ -106,6 +106,7 @@ class JobSession:
         self._records: dict[str, Record] = {}
         self._arrays: dict[str, TaskArray] = {}
         self._uncollected: dict[Record, float] = {}
+        self._collects = True  # whether the last attempt went well
         self._collects_at = inf  # when the next round is planned; -inf while one goes on
         self._early: dict[str, list[JobInfo]] = {}
         self._submitting = 0
@@ -605,7 +606,8 @@ class JobSession:
             return False
         if record.why is not None and info.sub_state in ("signaled", "cancelled", "exited"):
             sub_state, words = record.why
-            if state is JobState.FAILED or (sub_state == "timeout" and _is_too_late(record, info)):
+            timed = sub_state == "timeout" and _ended_itself(info)
+            if _is_too_late(record, info) if timed else state is JobState.FAILED:
                 state = JobState.FAILED
                 info = info.replace(state=state, sub_state=sub_state, annotation=info.annotation or words)
         merged = info if record.info is None else _merged(record.info, info)
@@ -710,8 +712,13 @@ class JobSession:
         for chunk in self.chunks(ids, self.backend.limits.ids):
             try:
                 self.observe(self.request(self.backend.collect, chunk))
+                self._collects = True
             except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go better
-                log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
+                if self._collects:
+                    log.warning("%s: collecting ends failed, trying again: %s", self.backend.name, error)
+                self._collects = False
+                if isinstance(error, DrmCommunicationError):  # no answer is never anything but: ask again
+                    self._give_more_time(chunk)
         with self._lock:
             late = [record for record, end in self._uncollected.items() if end <= self.clock.now()]
         self.observe([self._given_up(final) for record in late if (final := record.final) is not None])
@@ -723,10 +730,19 @@ class JobSession:
             else:  # some have come meanwhile
                 self._plan_collecting(COLLECT[0], COLLECT[0] * 2)
 
+    def _give_more_time(self, ids: Sequence[str]) -> None:
+        """The exit status of these could not be asked for."""
+        with self._lock:
+            end = self.clock.now() + self.backend.limits.collect
+            for id in ids:
+                record = self._records.get(id)
+                if record is not None and record in self._uncollected:
+                    self._uncollected[record] = end
+
     def _given_up(self, final: JobInfo) -> JobInfo:
+        """Ended, nobody knows how: that is no success."""
         words = f"its exit status could not be had within {self.backend.limits.collect:.0f} s"
-        sub_state = "exited" if final.state is JobState.DONE else "lost"
-        return final.replace(sub_state=sub_state, annotation=final.annotation or words)
+        return final.replace(state=JobState.FAILED, sub_state="lost", annotation=final.annotation or words)
 
     def look(self, record: Record) -> Record:
         """Somebody reads this record: if it failed, the failure is not unnoticed any more."""
@@ -1325,12 +1341,22 @@ def _is_late(record: Record, info: JobInfo) -> bool:
     return False
 
 
+def _ended_itself(info: JobInfo) -> bool:
+    """Whether a job ended by itself, as far as is known, at a time that the system has told."""
+    timed = info.wallclock_time is not None or info.finish_time is not None
+    return info.state is JobState.DONE or (info.sub_state == "exited" and timed)
+
+
 def _is_too_late(record: Record, info: JobInfo) -> bool:
-    """Whether a job that ended well did so after its time was up, by the system's own clock."""
+    """Whether a job that ended by itself did so after its time was up, by the system's own clock.
+
+    One that was asked to end, and fails for that, may seem to have done so a little earlier: clocks differ.
+    """
+    early = _EARLY if info.state is JobState.FAILED else timedelta()
     limits, deadline = record.template.resource_limits, record.template.deadline_time
     limit, took = limits.get(WALLCLOCK_TIME) if limits else None, info.wallclock_time
-    over = limit is not None and took is not None and took.total_seconds() >= limit
-    return over or (deadline is not None and info.finish_time is not None and info.finish_time >= deadline)
+    over = limit is not None and took is not None and (took + early).total_seconds() >= limit
+    return over or (deadline is not None and info.finish_time is not None and info.finish_time + early >= deadline)
 
 
 def _merged(old: JobInfo, new: JobInfo) -> JobInfo:

@@ -4,6 +4,7 @@ is submitted, and back when it has ended. On one machine the job's script copies
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import threading
 from typing import TYPE_CHECKING
@@ -16,12 +17,16 @@ from wfl.threads import Pool
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wfl.contexts.batch.machine import Machine
+    from wfl.contexts.batch.machine import Copies, Machine
     from wfl.contexts.batch.place import Entry
+
+log = logging.getLogger("wfl")
 
 STAGED = ("stage_in_files", "stage_out_files")
 COPIES = 4
 """Jobs whose files are copied back at once."""
+BREAKS = 5
+"""In a row, without anything more arriving, after which files are not to be had. An unreachable machine has none."""
 
 
 class Carrier:
@@ -32,6 +37,8 @@ class Carrier:
         self._pool = Pool("wfl-batch-copy", COPIES)
         self._lock = threading.Lock()
         self._fetched: dict[str, str | None] = {}  # by key: what went wrong, None while it goes on
+        self._left: dict[str, tuple[Copies, dict[str, str]]] = {}  # by key: what is still to be copied, and how
+        self._down = False
         self._closed = threading.Event()
 
     def resolve(self, template: JobTemplate) -> JobTemplate:
@@ -69,32 +76,42 @@ class Carrier:
         with self._lock:
             if key not in self._fetched and not self._closed.is_set():
                 self._fetched[key] = None
-                self._pool.submit(lambda: self._fetch(entry, key))
+                if key not in self._left:
+                    self._left[key] = self._machine.copies(f"wfl-{key}"), dict(entry.template.stage_out_files)
+                copies, left = self._left[key]
+                self._pool.submit(lambda: self._fetch(entry, key, copies, left))
             return self._fetched.get(key)
 
-    def _fetch(self, entry: Entry, key: str) -> None:
+    def _fetch(self, entry: Entry, key: str, copies: Copies, left: dict[str, str]) -> None:
         trouble: str | None = "stage_out_files: they were not copied"
         try:
-            copies, place = self._machine.copies(f"wfl-{key}"), entry.template.working_directory or ""
-            for target, source in (entry.template.stage_out_files or {}).items():
-                copies.get(posixpath.join(place, source), target)
-            trouble = ""
-        except DrmCommunicationError:
-            trouble = None
+            place = entry.template.working_directory or ""
+            for target, source in list(left.items()):
+                copies.get(posixpath.join(place, source), target, self._closed.wait)
+                del left[target]
+            trouble, self._down = "", False
+        except DrmCommunicationError as error:
+            trouble = f"stage_out_files: {error}" if copies.breaks >= BREAKS else None
+            if not self._down and not self._closed.is_set():
+                log.warning("files cannot be copied back now, trying again: %s", error)
+            self._down = True
         except (WflError, OSError) as error:
             trouble = f"stage_out_files: {error}"
         finally:
             with self._lock:
                 if trouble is None:
                     self._fetched.pop(key, None)  # it is asked for again
-                elif key in self._fetched:
-                    self._fetched[key] = trouble
+                else:
+                    self._left.pop(key, None)
+                    if key in self._fetched:
+                        self._fetched[key] = trouble
 
     def forget(self, keys: Iterable[str]) -> None:
         """These are no longer asked for."""
         with self._lock:
             for key in keys:
                 self._fetched.pop(key, None)
+                self._left.pop(key, None)
 
     def close(self) -> None:
         """Nothing more is copied back."""

@@ -184,7 +184,7 @@ def end_all(
         waits = bool(unheard) and time.monotonic() < patience
         return len(living) + waits, False
 
-    if until_none_is_left(attempt, f"jobs of {place}/{program}"):
+    if until_none_is_left(attempt, f"jobs of {place}/{program}", away=machine.is_away):
         try:
             where.leave(program, keep=keep)
             never = {key.partition("/")[0] for key in unheard} if keep else set()

@@ -157,7 +157,12 @@ class BatchBackend(Backend):
         self.extensions = scheduler.extensions | {NATIVE, INHERIT}
         self.capabilities = (CAPABILITIES | scheduler.capabilities) - scheduler.lacks
         self.limits = Limits(
-            requests=4, submissions=1, ask_min=LOOK[0], ask_max=LOOK[1], collect=COLLECT[machine.is_away]
+            requests=4,
+            submissions=1,
+            ask_min=LOOK[0],
+            ask_max=LOOK[1],
+            collect=COLLECT[machine.is_away],
+            missing=COLLECT[False],
         )
         self.scheduler = scheduler
         self._machine, self._inherit = machine, inherit

@@ -37,12 +37,18 @@ class Text(msgspec.Struct, frozen=True, gc=False):
 
 
 class Copies(Protocol):
-    """Files and directories to another machine and back. Raises DrmCommunicationError where that broke off."""
+    """Files and directories to another machine and back; `wait` waits before another attempt.
+
+    Raises DrmCommunicationError where that broke off. `breaks` is how often copying back did so in a row on a machine
+    that was reached, without anything more arriving.
+    """
+
+    breaks: int
 
     def put_all(self, files: Mapping[str, str], wait: Callable[[float], object]) -> None:
-        """There, the sources by their targets; `wait` waits before another attempt."""
+        """There, the sources by their targets."""
 
-    def get(self, source: str, target: str) -> None:
+    def get(self, source: str, target: str, wait: Callable[[float], object]) -> None:
         """Back."""
 
 

@@ -533,10 +533,10 @@ class SshBackend(Backend):
 
     def _stage_out(self, job: _Job, line: Line) -> None:
         hello = line.connected()
-        copies = transfer.Copies(line.files, f"wfl-{job.key}")
+        copies = transfer.Copies(partial(self._files, line), f"wfl-{job.key}")
         place = posixpath.join(hello.home, job.template.working_directory or "")
         for target, source in (job.template.stage_out_files or {}).items():
-            copies.get(posixpath.join(place, source), target)
+            copies.get(posixpath.join(place, source), target, self._closed.wait)
 
     # -- hosts that go and come --
 

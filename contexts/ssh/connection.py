@@ -33,6 +33,10 @@ WINDOW = 1 << 22
 """Bytes that a host may send before it is answered."""
 PAUSE = (0.2, 30.0)
 """Seconds between two attempts to connect: the first pause, and the longest."""
+LOST = (OSError, EOFError, paramiko.SSHException)
+"""What paramiko raises where a connection is lost."""
+BROKEN = (EOFError, paramiko.SSHException, paramiko.SFTPError, TimeoutError, ConnectionError)
+"""The same in a channel for files, to which an answer may still come then; other OSErrors are the host's answers."""
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what went wrong is said by our errors
 
 
@@ -76,6 +80,9 @@ class Connection:
         self._transports: list[paramiko.Transport] = []  # the jumps' first
         self._command: subprocess.Popen[bytes] | None = None
         self._idle: list[paramiko.SFTPClient] = []
+        self._one = threading.Lock()  # paramiko tells one of several only why they were not opened
+        self.opened = False
+        """Whether the host has ever opened a channel in it."""
         self._borrowed = threading.Semaphore(CHANNELS)
         try:
             for one in (*login.jumps, login):
@@ -112,7 +119,7 @@ class Connection:
             try:
                 yield client
             except Exception as error:
-                if isinstance(error, _UNSURE):
+                if isinstance(error, BROKEN):
                     client.close()
                 raise
             except BaseException:  # in the middle of anything
@@ -121,6 +128,11 @@ class Connection:
             finally:
                 if _is_open(client):
                     self._idle.append(client)
+
+    def spare(self) -> None:
+        """Close a channel for files that nobody uses now: the host opens only so many."""
+        with contextlib.suppress(IndexError):
+            self._idle.pop().close()
 
     def _take_files(self) -> paramiko.SFTPClient:
         with contextlib.suppress(IndexError):
@@ -137,13 +149,14 @@ class Connection:
     @contextlib.contextmanager
     def _opening(self, refusal: str) -> Iterator[paramiko.Transport]:
         """Something is opened in it; a host that takes longer than it may is given up, as paramiko waits for ever."""
-        with _told(self.login):
+        with _told(self.login), self._one:
             transport = self._transport()
             late = threading.Timer(self._timeout, transport.close)
             late.daemon = True
             late.start()
             try:
                 yield transport
+                self.opened = True
             except paramiko.ChannelException:
                 raise
             except (EOFError, paramiko.SSHException) as error:
@@ -157,7 +170,7 @@ class Connection:
     def close(self) -> None:
         """Cut it. May be called from any thread, and again."""
         for transport in reversed(self._transports):
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the way to it may be lost
+            with contextlib.suppress(*LOST):  # the way to it may be lost
                 transport.close()
         if self._command is not None:
             with contextlib.suppress(OSError):
@@ -208,7 +221,7 @@ class Connection:
                 transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = self._timeout
                 known = keys.of(login)
                 options = transport.get_security_options()
-                kinds = {one.kind for one in known}
+                kinds = {one.kind for one in known if not one.revoked}
                 options.key_types = sorted(options.key_types, key=lambda kind: _PLAIN.get(kind, kind) not in kinds)
                 transport.start_client(timeout=self._timeout)
                 keys.check(login, known, transport.get_remote_server_key())
@@ -224,8 +237,11 @@ class Connection:
 
 _PLAIN = dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256"), "ssh-rsa")
 """What the key is called that a signature is made with."""
-_UNSURE = (EOFError, TimeoutError, ConnectionError, paramiko.SSHException, paramiko.SFTPError)
-"""Errors after which an answer may still come to a channel for files."""
+
+
+def is_full(error: DeniedByDrmsError) -> bool:
+    """Whether a host refuses a channel, which may be one too many at once (MaxSessions of sshd_config(5))."""
+    return isinstance(error.__cause__, paramiko.ChannelException)
 
 
 def _is_open(client: paramiko.SFTPClient) -> bool:
@@ -254,5 +270,5 @@ def _told(login: Login) -> Iterator[None]:
         raise
     except paramiko.ChannelException as error:
         raise DeniedByDrmsError(f"{login.name}: it refuses: {error.text}") from error
-    except (OSError, EOFError, paramiko.SSHException) as error:
+    except LOST as error:
         raise DrmCommunicationError(f"{login.name}: {login.place} cannot be reached: {network.words(error)}") from error

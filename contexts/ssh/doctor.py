@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
 
-CHANNELS = 6
-"""At once, of all kinds: what is used at most."""
+CHANNELS = 5, 8
+"""At once, of all kinds: what is used at most, of a host of jobs and of a cluster's login node."""
 SKEW = 5.0
 """Seconds that two clocks may differ before that is told."""
 _LOOK = """
@@ -91,11 +91,13 @@ def _of_channels(connection: Connection) -> list[str]:
             client.listdir(".")
         except (WflError, OSError) as error:
             return [f"no files can be copied: {error}"]
-        for number in range(1, CHANNELS):
+        for number in range(1, max(CHANNELS)):
             try:
                 stack.callback(connection.command("exec sleep 10").close)
             except WflError:
+                own, node = CHANNELS
+                used = f"{own} are used at most, {node} of" if number < own else f"{node} are used at most of"
                 return [
-                    f"it takes {number} channels at once, and {CHANNELS} are used at most: MaxSessions of sshd_config"
+                    f"it takes {number} channels at once; {used} a cluster's login node: MaxSessions of sshd_config"
                 ]
     return []

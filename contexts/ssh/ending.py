@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.line import NOTHING, Line, Speaks
+from wfl.contexts.ssh.line import Line, NothingError, Speaks
 from wfl.contexts.ssh.login import Login
 from wfl.contexts.undertaker import Undertaker, tell, until_none_is_left
-from wfl.errors import SessionManagementError, WflError
+from wfl.errors import WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,10 +75,6 @@ def _end(login: Login, speaks: Speaks, owner: str, *, keep: bool) -> bool:
     return True
 
 
-class NothingError(SessionManagementError):
-    """The session has no directory on this host."""
-
-
 def with_line(login: Login, speaks: Speaks, do: Callable[[Line], Any]) -> Any:
     """What `do` gives for a line to a host, on which nothing is made. Raises NothingError where the session is not."""
     ignore: Any = {"tell": _nothing, "back": _nothing, "away": _nothing, "beat": _nothing}
@@ -86,10 +82,6 @@ def with_line(login: Login, speaks: Speaks, do: Callable[[Line], Any]) -> Any:
     try:
         line.connected(make=False)
         return do(line)
-    except SessionManagementError as error:
-        if str(error).endswith(f": {NOTHING}"):
-            raise NothingError(str(error)) from error
-        raise
     finally:
         line.close()
 

@@ -47,7 +47,7 @@ class Known(msgspec.Struct, frozen=True):
 
 def of(login: Login) -> list[Known]:
     """What is known of a host. A line that means nothing is passed over, as ssh does."""
-    found = []
+    found = [] if login.revoked is None else _revoked(login, login.revoked)
     for path in login.known_hosts:
         with suppress(OSError):
             lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -55,9 +55,31 @@ def of(login: Login) -> list[Known]:
     return found
 
 
+def _revoked(login: Login, path: str) -> list[Known]:
+    """Keys that no host may have. Raises SessionManagementError for a file that cannot be understood, as ssh refuses
+    all hosts then.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SessionManagementError(f"{login.name}: RevokedHostKeys {path}: {error.strerror}") from error
+    if data.startswith(b"SSHKRL"):
+        raise SessionManagementError(
+            f"{login.name}: RevokedHostKeys {path} is no list of public keys, but a binary one"
+        )
+    found = []
+    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+        kind, _, rest = line.strip().partition(" ")
+        with suppress(binascii.Error, ValueError):
+            blob = base64.b64decode(rest.split(" ")[0], validate=True)
+            found += [Known(kind, blob, path, number, revoked=True)] if blob else []
+    return found
+
+
 def _name(login: Login) -> str:
-    """How it is looked for; an alias as it stands."""
-    return login.known_as or (login.host if login.port == PORT else f"[{login.host}]:{login.port}")
+    """How it is looked for: in small letters; an alias as it stands."""
+    host = login.host.lower()
+    return login.known_as or (host if login.port == PORT else f"[{host}]:{login.port}")
 
 
 def _known(line: str, name: str, path: str, number: int) -> Known | None:
@@ -167,10 +189,15 @@ def _read(paths: Iterable[str], passphrase: str | None, told: dict[str, str]) ->
     """Keys in files, with their names; `told` is why one of them cannot be used."""
     for path in dict.fromkeys(path.removesuffix(_CERTIFICATE) for path in paths):
         try:
-            if (key := _load(path, passphrase)) is not None:
-                yield path, key
-            else:
+            if (key := _load(path, passphrase)) is None:
                 told[path] = "it is no private key" + (", or has another passphrase" if passphrase else "")
+                continue
+            if os.path.isfile(path + _CERTIFICATE):
+                with suppress(paramiko.SSHException, ValueError, IndexError, TypeError, OSError):
+                    key.load_certificate(path + _CERTIFICATE)
+                    yield path + _CERTIFICATE, key
+                    key.public_blob = None  # it may have expired, where the key itself is accepted
+            yield path, key
         except FileNotFoundError:  # its public part is there
             told[path] = "an agent has to have it (ssh-add)"
         except paramiko.PasswordRequiredException:
@@ -180,15 +207,12 @@ def _read(paths: Iterable[str], passphrase: str | None, told: dict[str, str]) ->
 
 
 def _load(path: str, passphrase: str | None) -> paramiko.PKey | None:
-    """With its certificate, if there is one beside it."""
     if path.endswith(".pub"):
         raise FileNotFoundError(path)
     locked: paramiko.PasswordRequiredException | None = None
     for kind in _KINDS:
         try:
             key = kind.from_private_key_file(path, passphrase)
-            if os.path.isfile(path + _CERTIFICATE):
-                key.load_certificate(path + _CERTIFICATE)
         except paramiko.PasswordRequiredException as error:
             locked = error
         except (paramiko.SSHException, ValueError, IndexError, TypeError):

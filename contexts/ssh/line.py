@@ -21,7 +21,7 @@ import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.connection import Attempts, Connection
+from wfl.contexts.ssh.connection import LOST, Attempts, Connection
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ log = logging.getLogger("wfl")
 PIECE = 1 << 16
 NOTHING = "nothing"
 """What w_enter says where the session has no directory."""
-LOST = (OSError, EOFError, paramiko.SSHException)
-"""What paramiko raises where a connection is lost."""
 _ANSWER = re.compile(r"([+-]) (\d+) ?(.*)", re.ASCII)
 _ATTACHED = re.compile(r"[xrfg]\t(\d+)\t", re.ASCII)
 """Lines that belong to an answer, by its number."""
+
+
+class NothingError(SessionManagementError):
+    """The session has no directory on this host."""
 
 
 class Speaks(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +123,8 @@ class Line:
                 hello = attendant.Hello.read(line, datetime.now(UTC))
             except DrmCommunicationError as error:
                 said = _words(channel) if str(error) != NOTHING else ""  # a login may complain of anything
-                raise SessionManagementError(
+                kind = NothingError if str(error) == NOTHING else SessionManagementError
+                raise kind(
                     f"{self.name}: {self._speaks.shell} cannot be used there: {error}{': ' if said else ''}{said}"
                 ) from error
         except BaseException as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import getpass
 import glob
+import grp
 import os
+import pwd
 import re
-import shlex
 import socket
+import stat
 import subprocess
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,6 +29,11 @@ _JUMPS = 8
 _NAME = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@\s/]+)@)?(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<host>[^:@\s/]+))(?::(?P<port>\d+))?"
 )
+_SPECIAL = (
+    re.compile(r"""-|.*['`"\\$;&<>|(){}\0-\x20\x7f]""", re.DOTALL),
+    re.compile(r"""-|.*(?:['`";&<>|(){}\0-\x1f\x7f]|\\$)""", re.DOTALL),
+)
+"""Hosts, and users, whose names ssh refuses: what stands for them in ProxyCommand and Match exec is a shell's."""
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +47,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     certificates: tuple[str, ...] = ()
     known_as: str | None = None
     known_hosts: tuple[str, ...] = ()
+    revoked: str | None = None  # a file of keys that no host may have
     command: str | None = None
     jumps: tuple[Login, ...] = ()
     only_these_keys: bool = False
@@ -68,16 +76,17 @@ def logins(names: tuple[str, ...], config: str | None, *, key: str | None, known
 
 
 class Book:
-    """A configuration file with all that it includes, then the machine's own."""
+    """A configuration file with all that it includes; after the user's usual one, the machine's own."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._files: list[_Lines] = []
         if path is not None:
             self._files = [
-                _lines(os.path.expanduser(path), os.path.expanduser("~/.ssh")),
-                _lines("/etc/ssh/ssh_config", "/etc/ssh"),
+                _lines(os.path.expanduser(path), os.path.expanduser("~/.ssh"), guarded=path == DEFAULT),
             ]
+            if path == DEFAULT:
+                self._files.append(_lines("/etc/ssh/ssh_config", "/etc/ssh", guarded=False))
 
     def _lookup(self, host: str, user: str | None, port: str | None) -> _Said:
         """What the files say of a host; what was given with its name comes first, in its tokens, too."""
@@ -101,6 +110,9 @@ class Book:
         if found is None:
             raise InvalidArgumentError(f"host {name!r}: expected [user@]host[:port], [user@][address]:port or a Host")
         given = found["host"] or found["bracketed"]
+        for word, special in zip((given, found["user"] or ""), _SPECIAL, strict=True):
+            if special.match(word):
+                raise InvalidArgumentError(f"host {name!r}: {word!r} has characters that ssh refuses, too")
         said = self._lookup(given, found["user"], found["port"])
         port = _port(name, said.one("port", str(PORT)))
         tokens = said.tokens()
@@ -121,6 +133,7 @@ class Book:
             certificates=tuple(_filled(path, tokens) for path in said.all("certificatefile")),
             known_as=said.one("hostkeyalias") or None,
             known_hosts=_known_hosts(said, known_hosts, tokens),
+            revoked=_revoked(said.one("revokedhostkeys", "none"), tokens),
             command=_percent(command, tokens) if command.lower() != "none" else None,
             jumps=(*(way[0].jumps if way else ()), *(structs.replace(one, jumps=()) for one in way)),
             only_these_keys=key is not None or said.one("identitiesonly").lower() == "yes",
@@ -160,9 +173,13 @@ def _agent(said: str, tokens: Mapping[str, str]) -> str | None:
 def _known_hosts(said: _Said, given: str | None, tokens: Mapping[str, str]) -> tuple[str, ...]:
     if given is not None:
         return (os.path.expanduser(given),)
-    user = said.one("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
-    system = said.one("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
-    return tuple(_filled(path, tokens) for path in f"{user} {system}".split())
+    user = said.all("userknownhostsfile") or ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
+    system = said.all("globalknownhostsfile") or ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+    return tuple(_filled(path, tokens) for path in (*user, *system) if path.lower() != "none")
+
+
+def _revoked(said: str, tokens: Mapping[str, str]) -> str | None:
+    return None if said.lower() == "none" else _filled(said, tokens)
 
 
 # -- files of configuration --
@@ -172,12 +189,37 @@ _Lines: TypeAlias = "list[tuple[str, str, list[_Lines]]]"
 _LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+)(.+)")
 _SEVERAL = frozenset({"identityfile", "certificatefile"})
 """Keywords of which each line adds a value; of all others the first line counts."""
+_COMMANDS = frozenset({"proxycommand", "localcommand", "remotecommand", "knownhostscommand"})
+"""Keywords whose values are taken as they stand."""
+_WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|\\["'\\ ]|[^\s"'])+)""")
+_PART = re.compile(r""""([^"]*)"|'([^']*)'|\\(["'\\ ])""")
 
 
-def _lines(path: str, place: str, deep: int = 0) -> _Lines:
-    """Of a file and of those that it includes; of one that is not there, none."""
+def _words(text: str) -> list[str]:
+    """What stands in a line, up to a comment. Raises ValueError for a quotation that has no end."""
+    found, place = [], 0
+    while place < len(text):
+        word = _WORD.match(text, place)
+        if word is None:
+            raise ValueError(f"what is {text!r}?")
+        if word[1].startswith("#"):
+            break
+        found.append(_PART.sub(lambda part: part[1] or part[2] or part[3] or "", word[1]))
+        place = word.end()
+    return found
+
+
+def _lines(path: str, place: str, deep: int = 0, *, guarded: bool = True) -> _Lines:
+    """Of a file and of those that it includes; of one that is not there, none.
+
+    One that is not named by the caller must not be another user's to write to, as there are commands in it.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            if guarded and _is_open_to_others(os.fstat(file.fileno())):
+                raise InvalidArgumentError(
+                    f"{path}: others can write to it, or own it, and ssh refuses that: chmod go-w"
+                )
             texts = file.read().splitlines()
     except FileNotFoundError:
         return []
@@ -191,11 +233,28 @@ def _lines(path: str, place: str, deep: int = 0) -> _Lines:
         keyword, value = (found[1].lower(), found[2]) if found else (line, "")
         files: list[_Lines] = []
         if keyword == "include" and deep < _DEEP:
-            for pattern in value.split():
-                paths = sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern.strip('"')))))
+            try:
+                patterns = _words(value)
+            except ValueError as error:
+                raise InvalidArgumentError(f"{path}: {error}") from error
+            for pattern in patterns:
+                paths = sorted(glob.glob(os.path.join(place, os.path.expanduser(pattern))))
                 files += [_lines(one, place, deep + 1) for one in paths]
         lines.append((keyword, value, files))
     return lines
+
+
+def _is_open_to_others(found: os.stat_result) -> bool:
+    """As ssh has it where each user has a group of his own, which may write, too."""
+    if found.st_uid not in (0, os.getuid()) or found.st_mode & stat.S_IWOTH:
+        return True
+    if not found.st_mode & stat.S_IWGRP:
+        return False
+    try:
+        group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
+    except KeyError:
+        return True
+    return group.gr_name != owner.pw_name or not {owner.pw_name}.issuperset(group.gr_mem)
 
 
 class _Said:
@@ -208,7 +267,7 @@ class _Said:
 
     def one(self, keyword: str, default: str = "") -> str:
         """The value of a keyword."""
-        return self._values.get(keyword, [default])[0]
+        return " ".join(self._values.get(keyword, [default]))
 
     def all(self, keyword: str) -> list[str]:
         """Its values."""
@@ -236,19 +295,31 @@ class _Said:
             if not value:
                 raise ValueError(f"what is {keyword!r}?")
             if keyword == "host":
-                here = holds and _one_of(shlex.split(value), self._host)
+                here = holds and _one_of(_words(value), self._host)
             elif keyword == "match":
-                here = holds and self._matches(shlex.split(value))
+                here = holds and self._matches(_words(value))
             elif not here:
                 continue
             elif keyword == "include":
                 for one in files:
                     self.read(one)
             else:
-                text = value[1:-1] if value[0] == value[-1] == '"' else value
-                known = self._values.setdefault(keyword, [])
-                if not known or (keyword in _SEVERAL and text not in known):
-                    known.append(text)
+                self._take(keyword, [value] if keyword in _COMMANDS else _words(value))
+
+    def _take(self, keyword: str, words: list[str]) -> None:
+        if not words:
+            raise ValueError(f"what is {keyword!r}?")
+        if keyword in _SEVERAL:
+            known, one = self._values.setdefault(keyword, []), " ".join(words)
+            known += [one] if one not in known else []
+        elif keyword not in self._values and keyword != self._settled():
+            self._values[keyword] = words
+
+    def _settled(self) -> str | None:
+        """Which of the two ways to a host is no more to be had; that there is no jump says nothing of a command."""
+        if "proxycommand" in self._values:
+            return "proxyjump"
+        return "proxycommand" if self.one("proxyjump", "none") != "none" else None
 
     def _matches(self, words: list[str]) -> bool:
         """A line of Match; one by anything that is not known here does not hold."""

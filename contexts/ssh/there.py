@@ -14,17 +14,17 @@ import shlex
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.batch.machine import Text, Times
 from wfl.contexts.ssh import transfer
-from wfl.contexts.ssh.connection import PAUSE, Attempts, Connection
-from wfl.errors import DrmCommunicationError, InvalidStateError, SessionManagementError
+from wfl.contexts.ssh.connection import LOST, PAUSE, Attempts, Connection, is_full
+from wfl.errors import DeniedByDrmsError, DrmCommunicationError, InvalidStateError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,10 +32,15 @@ if TYPE_CHECKING:
     from wfl.contexts.ssh.line import Speaks
     from wfl.contexts.ssh.login import Login
 
+_T = TypeVar("_T")
+
 CHANNELS = 4
 """Scripts at once; a host may allow ten channels of all kinds (MaxSessions of sshd_config(5))."""
 FILES = 500
 """On one command line there."""
+PIECE = 1 << 16
+LOOK = 0.25
+"""Seconds after which what a command complains of is taken in, too, so that it does not stop for that."""
 MORE = 10.0
 """Seconds in which the node must have killed a command whose time was up."""
 _NONE = 127
@@ -104,12 +109,19 @@ class There:
                 shell = self._take(connection)
                 done = shell.run(script, timeout)
             except TimeoutError as error:
-                connection.close()
+                self._try(connection)
                 raise DrmCommunicationError(f"{self._login.name} does not answer") from error
-            except (OSError, EOFError, paramiko.SSHException) as error:
+            except LOST as error:
                 raise DrmCommunicationError(f"{self._login.name}: the connection was lost") from error
             self._idle.append(shell)
             return done
+
+    def _try(self, connection: Connection) -> None:
+        """One command took too long: the connection goes only if it is dead, as others use it, too."""
+        try:
+            self._idle.append(self._shell(connection))
+        except (*LOST, WflError):
+            connection.close()
 
     def _take(self, connection: Connection) -> _Shell:
         """A shell that nobody else uses, of this connection."""
@@ -117,9 +129,28 @@ class There:
             try:
                 shell = self._idle.pop()
             except IndexError:
-                return _Shell(connection.command(f"exec {self._speaks.shell} -s"), connection, self._speaks.timeout)
+                return self._shell(connection)
             if shell.connection is connection:
                 return shell
+
+    def _shell(self, connection: Connection) -> _Shell:
+        channel = self._opened(connection, lambda: connection.command(f"exec {self._speaks.shell} -s"))
+        return _Shell(channel, connection, self._speaks.timeout)
+
+    def _opened(self, connection: Connection, make: Callable[[], _T]) -> _T:
+        """A channel; where the host takes no more at once, in the place of one of ours that is not needed now."""
+        until = time.monotonic() + self._speaks.timeout
+        while True:
+            try:
+                return make()
+            except DeniedByDrmsError as error:
+                late = not (is_full(error) and connection.opened) or time.monotonic() > until
+                if late or self._closed.wait(PAUSE[0]):
+                    raise
+                try:
+                    self._idle.pop().close()
+                except IndexError:
+                    connection.spare()
 
     def _told(self, script: str) -> bytes:
         """What a script says that ends well, and may be run twice where the connection is lost meanwhile.
@@ -292,14 +323,20 @@ class There:
 
     def copies(self, mark: str) -> transfer.Copies:
         """Copying to it and back; see `transfer.Copies`."""
-        return transfer.Copies(lambda: self._reached(time.monotonic() + self._speaks.timeout).files(), mark)
+        return transfer.Copies(self._channel, mark)
+
+    @contextmanager
+    def _channel(self) -> Iterator[paramiko.SFTPClient]:
+        connection = self._reached(time.monotonic() + self._speaks.timeout)
+        with ExitStack() as stack:
+            yield self._opened(connection, lambda: stack.enter_context(connection.files()))
 
     @contextmanager
     def _files(self) -> Iterator[paramiko.SFTPClient]:
         try:
-            with self._reached(time.monotonic() + self._speaks.timeout).files() as client:
+            with self._channel() as client:
                 yield client
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except LOST as error:
             if not transfer.is_broken(error):
                 raise
             raise DrmCommunicationError(f"{self._login.name}: {network.words(error)}") from error
@@ -333,6 +370,10 @@ class _Shell:
         channel.sendall(b"set +eufC\n")  # some profiles leave such things behind
         self.run(":", timeout)  # what comes before that is the login's own: some profiles print
 
+    def close(self) -> None:
+        """It is not needed any more."""
+        self._channel.close()
+
     def run(self, script: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
         """Raises TimeoutError, and ConnectionError for an end that nobody has told. It cannot be used after that."""
         end, mark = time.monotonic() + timeout, self._mark
@@ -340,26 +381,41 @@ class _Shell:
         try:
             self._channel.settimeout(timeout)
             self._channel.sendall(text.encode(**_CODEC))
-            output, status = self._until(self._channel.recv, end)
-            words, _ = self._until(self._channel.recv_stderr, end)
+            complaints = bytearray()
+            output, status = self._until(bytearray(), lambda: self._output(complaints, end))
+            words, _ = self._until(complaints, lambda: self._in_time(self._channel.recv_stderr, end))
         except BaseException:
             self._channel.close()
             raise
         return subprocess.CompletedProcess((), int(status), output, words)
 
-    def _until(self, receive: Callable[[int], bytes], end: float) -> tuple[bytes, bytes]:
-        """What comes before the mark, and the rest of its line."""
-        mark, found = f"\n{self._mark}".encode(), bytearray()
+    def _until(self, found: bytearray, receive: Callable[[], bytes]) -> tuple[bytes, bytes]:
+        """What comes before the mark, behind what was found before, and the rest of its line."""
+        mark, before = f"\n{self._mark}".encode(), 0
         while True:
-            before = max(0, len(found) - len(mark) - 8)
-            self._channel.settimeout(max(0.001, end - time.monotonic()))
-            piece = receive(1 << 16)
-            if not piece:
-                raise ConnectionError("the shell has ended")
-            found += piece
             place = found.find(mark, before)
             if place >= 0 and found.endswith(b"\n"):
                 return bytes(found[:place]), bytes(found[place + len(mark) : -1])
+            before = max(0, len(found) - len(mark) - 8)
+            piece = receive()
+            if not piece:
+                raise ConnectionError("the shell has ended")
+            found += piece
+
+    def _output(self, complaints: bytearray, end: float) -> bytes:
+        """A piece of it; complaints are taken in meanwhile, as a host sends only so much of both together."""
+        while True:
+            while self._channel.recv_stderr_ready():
+                complaints += self._channel.recv_stderr(PIECE)
+            try:
+                return self._in_time(self._channel.recv, min(end, time.monotonic() + LOOK))
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
+
+    def _in_time(self, receive: Callable[[int], bytes], end: float) -> bytes:
+        self._channel.settimeout(max(0.001, end - time.monotonic()))
+        return receive(PIECE)
 
 
 def _time(seconds: str) -> datetime:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import paramiko
 
 from wfl.contexts import network
+from wfl.contexts.ssh.connection import BROKEN
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError
 from wfl.staging import DEEPEST, FULL, arriving, check_link
 
@@ -28,7 +29,7 @@ PIECE = 32768
 AHEAD = 64
 """Requests that are under way at once, so that the distance to the host does not count."""
 PAUSES = (0.05, 0.2, 0.8, 3.2)
-"""Seconds before another attempt to copy in what one job needs."""
+"""Seconds before another attempt to copy what broke off."""
 _MODE = 0o777
 
 
@@ -39,7 +40,12 @@ class Copies:
         """`mark` is in the names of what is still on its way."""
         self._files, self._mark = files, mark
         self._sent: dict[str, os.stat_result] = {}  # by the name on its way: the source, as it was then
-        self._arrived = 0  # bytes
+        self._there: dict[tuple[str, str], os.stat_result] = {}  # the same of what is in its place, with its target
+        self._found: dict[str, tuple[int | None, int | None]] = {}  # by its path here: a source's size and time
+        self._arrived = 0  # bytes in this attempt to have a source, with all that it goes on after
+        self._most = 0  # bytes of the source that is wanted now, in the best of such attempts
+        self.breaks = 0
+        """How often in a row copying back broke off on a host that was reached, without anything more arriving."""
 
     # -- there --
 
@@ -68,34 +74,40 @@ class Copies:
         OutOfResourceError for a full disk.
         """
         with _naming(source, target), self._files() as client:
-            if not os.path.isdir(source):
-                if target.endswith("/") or _is_directory(client, target):
-                    target = posixpath.join(target, os.path.basename(source))
-                make_directories(client, posixpath.dirname(target))
-                self._put_file(client, source, target)
+            if os.path.isdir(source):
+                self._put_directory(client, source, target.rstrip("/") or "/")
                 return
-            todo = [(source, target.rstrip("/") or "/")]
-            make_directories(client, todo[0][1])
-            dressed = []
-            while todo:
-                here, there = todo.pop()
-                dressed.append((here, there))
-                for name in sorted(os.listdir(here)):
-                    one, its = os.path.join(here, name), posixpath.join(there, name)
-                    kind = os.lstat(one).st_mode
-                    if stat.S_ISLNK(kind):
-                        with suppress(OSError):
-                            client.remove(its)
-                        client.symlink(os.readlink(one), its)
-                    elif stat.S_ISDIR(kind):
-                        make_directories(client, its)
-                        todo.append((one, its))
-                    elif stat.S_ISREG(kind):
-                        self._put_file(client, one, its)
-                    else:
-                        raise InvalidArgumentError(f"{one} is no file, directory or link")
-            for here, there in reversed(dressed):
-                _dress(client, there, os.stat(here), more=stat.S_IRWXU)
+            if target.endswith("/") or _is_directory(client, target):
+                target = posixpath.join(target, os.path.basename(source))
+            make_directories(client, posixpath.dirname(target))
+            self._put_file(client, source, target)
+
+    def _put_directory(self, client: paramiko.SFTPClient, source: str, target: str) -> None:
+        """What an earlier attempt has sent whole is not sent again."""
+        todo = [(source, target)]
+        make_directories(client, target)
+        dressed = []
+        while todo:
+            here, there = todo.pop()
+            dressed.append((here, there))
+            for name in sorted(os.listdir(here)):
+                one, its = os.path.join(here, name), posixpath.join(there, name)
+                found = os.lstat(one)
+                if stat.S_ISLNK(found.st_mode):
+                    with suppress(OSError):
+                        client.remove(its)
+                    client.symlink(os.readlink(one), its)
+                elif stat.S_ISDIR(found.st_mode):
+                    make_directories(client, its)
+                    todo.append((one, its))
+                elif not stat.S_ISREG(found.st_mode):
+                    raise InvalidArgumentError(f"{one} is no file, directory or link")
+                elif not _same(self._there.get((one, its)), found):
+                    self._put_file(client, one, its)
+                    self._there[one, its] = found
+        for here, there in reversed(dressed):
+            _dress(client, there, os.stat(here), more=stat.S_IRWXU)
+        self._there.clear()
 
     def _put_file(self, client: paramiko.SFTPClient, source: str, target: str) -> None:
         """Beside its place, going on behind what is there of an earlier attempt, then over what is there."""
@@ -105,12 +117,18 @@ class Copies:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise InvalidArgumentError(f"{source} is no file, directory or link")
-            begin = _size(client, beside) if _same(self._sent.get(beside), before) else 0
+            earlier = self._sent.get(beside)
+            begin = _size(client, beside) if _same(earlier, before) else 0
+            if earlier is not None and not begin:
+                with suppress(FileNotFoundError):
+                    client.remove(beside)  # its mode may be one that nobody writes to
             self._sent[beside] = before
-            file.seek(begin)
-            with client.open(beside, "r+" if begin else "w") as remote:
-                remote.seek(begin)
-                written = _write(remote, file)
+            written = True
+            if not begin or begin != before.st_size:
+                file.seek(begin)
+                with client.open(beside, "r+" if begin else "w") as remote:
+                    remote.seek(begin)
+                    written = _write(remote, file)
             after = os.fstat(file.fileno())
             if not (written and _same(before, after) and _size(client, beside) == before.st_size):
                 client.remove(beside)
@@ -123,28 +141,42 @@ class Copies:
 
     # -- back --
 
-    def get(self, source: str, target: str) -> None:
+    def get(self, source: str, target: str, wait: Callable[[float], object]) -> None:
         """A file or a directory to here, as `staging.arriving` has it; links that lead out of it are refused.
 
-        Tries again where the connection broke off, for as long as `files` gives another one, and more arrives by it.
+        Goes on where the connection broke off, if `wait` waits for that time, until several attempts in a row have
+        brought nothing more.
         """
         with arriving(source, target) as arrived, _naming(source, target):
-            before = -1
+            self._found.clear()
+            self._arrived = before = 0
+            pauses = iter(PAUSES)
             while True:
+                reached = False
                 try:
                     with self._files() as client:
+                        reached = True
                         self._get(client, source, arrived)
-                except (*_BROKEN, OSError) as error:
-                    if not is_broken(error) or self._arrived == before:
+                except (DrmCommunicationError, *BROKEN, OSError) as error:
+                    if not (isinstance(error, DrmCommunicationError) or is_broken(error)):
                         raise
-                    before = self._arrived
-                    continue  # `files` raises where there is no other connection
-                return
+                    if self._arrived > before:
+                        before, pauses = self._arrived, iter(PAUSES)
+                    else:
+                        self.breaks += reached
+                    if self._arrived > self._most:
+                        self._most, self.breaks = self._arrived, 0
+                    pause = next(pauses, None)
+                    if pause is None or wait(pause):
+                        raise
+                else:
+                    self._most = self.breaks = 0
+                    return
 
     def _get(self, client: paramiko.SFTPClient, source: str, arrived: str) -> None:
         """Links are made last: nothing that the host tells, now or in another attempt, can be written through one."""
         todo = [(source, arrived, 0)]
-        directories = []
+        dressed = []
         links = {}
         while todo:
             there, here, depth = todo.pop()
@@ -154,7 +186,7 @@ class Copies:
                 raise InvalidArgumentError(f"more than {DEEPEST} directories are in one another: {there}")
             if stat.S_ISDIR(kind):
                 os.makedirs(here, exist_ok=True)
-                directories.append((here, found))
+                dressed.append((here, found))
                 for name in sorted(set(client.listdir(there))):
                     if "/" in name or name in ("", ".", ".."):
                         raise InvalidArgumentError(f"{there} has an entry {name!r}")
@@ -165,31 +197,26 @@ class Copies:
                 links[here] = text
             elif stat.S_ISREG(kind):
                 self._get_file(client, there, here, found)
+                dressed.append((here, found))
             else:
                 raise InvalidArgumentError(f"{there} is no file, directory or link")
         for here, text in links.items():
             os.symlink(text, here)
-        for here, found in reversed(directories):
-            _dress_here(here, found, more=stat.S_IRWXU)
+        for here, found in reversed(dressed):  # not before: another attempt writes into them once more
+            _dress_here(here, found, more=stat.S_IRWXU if stat.S_ISDIR(found.st_mode or 0) else 0)
 
     def _get_file(self, client: paramiko.SFTPClient, source: str, target: str, found: paramiko.SFTPAttributes) -> None:
-        size = found.st_size or 0
-        with open(target, "ab") as file, client.open(source, "r") as remote:
-            ahead = file.tell()
-            remote.seek(ahead)
-            while file.tell() < size:
-                if file.tell() >= ahead:
-                    ahead = min(size, file.tell() + AHEAD * PIECE)
-                    _prefetch(remote, ahead)
-                piece = remote.read(min(PIECE, ahead - file.tell()))
-                if not piece:
-                    remote.stat()  # raises where the connection is lost, which paramiko takes for the file's end
-                    break
+        size, now = found.st_size or 0, (found.st_size, found.st_mtime)
+        goes_on = self._found.get(target) == now
+        self._found[target] = now
+        if goes_on and os.path.exists(target) and os.path.getsize(target) == size:
+            return
+        with open(target, "ab" if goes_on else "wb") as file, client.open(source, "r") as remote:
+            for piece in _pieces(remote, file.tell(), size):
                 file.write(piece)
                 self._arrived += len(piece)
             if file.tell() != size:
                 raise InvalidArgumentError(f"{source} became shorter while it was read")
-        _dress_here(target, found)
 
 
 def _write(remote: paramiko.SFTPFile, file: BinaryIO) -> bool:
@@ -230,23 +257,24 @@ def read_part(client: paramiko.SFTPClient, path: str, offset: int, limit: int) -
     """At most `limit` bytes of a file from `offset`; fewer are all that there are now. Raises OSError."""
     with client.open(path, "r") as file:
         size = file.stat().st_size or 0
-        wanted = max(0, min(limit, size - offset))
-        if not wanted:
-            return b""
-        file.seek(offset)
-        pieces, ahead, end = [], offset, offset + wanted
-        while offset < end:
-            if offset >= ahead:
-                ahead = min(end, offset + AHEAD * PIECE)
-                if ahead - offset > PIECE:
-                    _prefetch(file, ahead)
-            piece = file.read(min(PIECE, ahead - offset))
-            if not piece:
-                file.stat()  # as above
-                break
-            pieces.append(piece)
-            offset += len(piece)
-        return b"".join(pieces)
+        return b"".join(_pieces(file, offset, min(size, offset + limit)))
+
+
+def _pieces(file: paramiko.SFTPFile, offset: int, end: int) -> Iterator[bytes]:
+    """What is in it from here to there, asked for ahead; less where it has become shorter."""
+    ahead = offset
+    file.seek(offset)
+    while offset < end:
+        if offset >= ahead:
+            ahead = min(end, offset + AHEAD * PIECE)
+            if ahead - offset > PIECE:
+                _prefetch(file, ahead)
+        piece = file.read(min(PIECE, ahead - offset))
+        if not piece:
+            file.stat()  # raises where the connection is lost, which paramiko takes for the file's end
+            return
+        yield piece
+        offset += len(piece)
 
 
 def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
@@ -254,7 +282,7 @@ def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
     ask: Callable[..., None] = file._prefetch_thread  # type: ignore[attr-defined] # noqa: SLF001
 
     def quietly(*arguments: Any) -> None:
-        with suppress(*_BROKEN, OSError):
+        with suppress(*BROKEN, OSError):
             ask(*arguments)
 
     file._prefetch_thread = quietly  # type: ignore[attr-defined] # noqa: SLF001
@@ -305,12 +333,9 @@ def _dress_here(path: str, found: paramiko.SFTPAttributes, *, more: int = 0) -> 
             os.utime(path, (found.st_mtime, found.st_mtime))
 
 
-_BROKEN = (EOFError, paramiko.SSHException, paramiko.SFTPError, TimeoutError, ConnectionError)
-
-
 def is_broken(error: BaseException) -> bool:
     """Whether the connection is at fault; paramiko has no type of error for one that it finds closed."""
-    return isinstance(error, _BROKEN) or (isinstance(error, OSError) and error.args == ("Socket is closed",))
+    return isinstance(error, BROKEN) or (isinstance(error, OSError) and error.args == ("Socket is closed",))
 
 
 @contextmanager
@@ -319,7 +344,7 @@ def _naming(source: str, target: str) -> Iterator[None]:
     what = f"cannot copy {source} to {target}"
     try:
         yield
-    except (*_BROKEN, OSError) as error:
+    except (*BROKEN, OSError) as error:
         if is_broken(error):
             raise DrmCommunicationError(f"{what}: {network.words(error)}") from error
         kind = OutOfResourceError if getattr(error, "errno", None) in FULL else InvalidArgumentError

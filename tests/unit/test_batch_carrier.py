@@ -33,9 +33,11 @@ class Away(Here):
     """A login node with this machine's files. `get` is what copying back does."""
 
     is_away = True
+    breaks = 0
 
     def __init__(self, get: Callable[[], object]) -> None:
         self._get = get
+        self.asked_for: list[str] = []
 
     def copies(self, mark: str) -> Copies:
         """Those of this."""
@@ -46,9 +48,10 @@ class Away(Here):
         """Not used here."""
         raise NotImplementedError
 
-    def get(self, source: str, target: str) -> None:
+    def get(self, source: str, target: str, wait: Callable[[float], object]) -> None:
         """As it was given."""
-        del source, target
+        del source, wait
+        self.asked_for.append(target)
         self._get()
 
 
@@ -92,6 +95,36 @@ def test_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lock.then = lambda: carrier.fetched(entry, "p-1")
     assert carrier.fetched(entry, "p-1") is None
     assert wait_for(lambda: carrier.fetched(entry, "p-1")) == ""
+    carrier.close()
+
+
+def test_what_arrived_is_not_copied_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Files that are here stay so when the next break off, which is told once; a machine that is away is no end."""
+    tries = iter((None, *[DrmCommunicationError("away")] * 10))
+
+    def get() -> None:
+        if (error := next(tries, None)) is not None:
+            raise error
+
+    machine = Away(get)
+    carrier, entry = Carrier(machine), Entry("p-1", JOB.replace(stage_out_files={"/one": "1", "/two": "2"}), "p-1")
+    assert wait_for(lambda: carrier.fetched(entry, "p-1")) == ""
+    assert machine.asked_for == ["/one"] + ["/two"] * 11
+    assert caplog.messages == ["files cannot be copied back now, trying again: away"]
+    carrier.close()
+
+
+def test_what_always_breaks_off_has_an_end() -> None:
+    """A machine that is reached, and of which nothing more arrives again and again, keeps no job from its end."""
+
+    def get() -> None:
+        machine.breaks += 2
+        raise DrmCommunicationError("it broke off")
+
+    machine = Away(get)
+    carrier, entry = Carrier(machine), Entry("p-1", JOB, "p-1")
+    assert wait_for(lambda: carrier.fetched(entry, "p-1")) == "stage_out_files: it broke off"
+    assert len(machine.asked_for) == 3
     carrier.close()
 
 

@@ -17,7 +17,7 @@ from wfl.backend import Action
 from wfl.contexts import undertaker
 from wfl.contexts.batch import client, ending
 from wfl.contexts.batch.command import Commands
-from wfl.contexts.batch.machine import HERE
+from wfl.contexts.batch.machine import HERE, Here
 from wfl.contexts.batch.place import Entry, Place, Wave
 from wfl.contexts.batch.scheduler import Command, Job, Scheduler, Seen
 from wfl.contexts.batch.slurm import Slurm
@@ -26,6 +26,8 @@ from wfl.errors import DrmCommunicationError, InvalidSessionError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from wfl.contexts.batch.machine import Machine
 
 BAD = "no answer"
 LIST = f"""
@@ -39,6 +41,12 @@ print(*NAMES, file=open("told", "a"))
 for name in NAMES:
     os.remove("jobs/" + name)
 """
+
+
+class Away(Here):
+    """This machine as one that may be away."""
+
+    is_away = True
 
 
 class Files(Scheduler):
@@ -118,9 +126,9 @@ class Room:
         """Into the scheduler's list."""
         (self.root / "jobs" / id).write_text(key)
 
-    def end_all(self, program: str = "p", *, keep: bool = False, late: float = 0.0) -> None:
+    def end_all(self, program: str = "p", *, keep: bool = False, late: float = 0.0, machine: Machine = HERE) -> None:
         """As the helper does it."""
-        scheduler = base64.b64encode(pickle.dumps((self.scheduler, HERE))).decode()
+        scheduler = base64.b64encode(pickle.dumps((self.scheduler, machine))).decode()
         ending.end_all(scheduler, self.place.root, program, environment={}, keep=keep, late=late)
 
     @property
@@ -152,6 +160,16 @@ def test_all_of_a_program_ends(room: Room) -> None:
     assert room.jobs == ["13"]
     assert room.told == ["10 11 12"]
     assert os.listdir(room.place.root) == ["q"]
+
+
+def test_a_machine_that_is_away_for_long(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of a login node jobs are ended whenever it comes back, and not only within five minutes."""
+    monkeypatch.setattr(undertaker, "LONGEST", 0.0)
+    room.enter("p-1", "10")
+    room.end_all()
+    assert room.jobs == ["10"]
+    room.end_all(machine=Away())
+    assert room.jobs == []
 
 
 def test_what_has_ended_is_not_cancelled(room: Room) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import paramiko
 import pytest
+from paramiko import common
 
 from tests.ssh_server import Disk, Host, Server, Shell
 from wfl.backend import Submission
@@ -30,7 +31,13 @@ from wfl.contexts.ssh import there as module
 from wfl.contexts.ssh.connection import Connection
 from wfl.contexts.ssh.there import There
 from wfl.drmaa2 import JobTemplate
-from wfl.errors import DrmCommunicationError, InvalidArgumentError, InvalidStateError, SessionManagementError
+from wfl.errors import (
+    DeniedByDrmsError,
+    DrmCommunicationError,
+    InvalidArgumentError,
+    InvalidStateError,
+    SessionManagementError,
+)
 
 NAMES = ("plain", "two words", "it's", '"quoted"', "$HOME `id` \\", "-n", "*", "ü", "tab\there")
 """What file names may hold."""
@@ -264,6 +271,27 @@ def test_nothing_secret_is_shown(node: Node) -> None:
     assert set(node.shell.ran) == {"exec /bin/sh -s"}
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_one_command_that_takes_too_long(node: Node, monkeypatch: pytest.MonkeyPatch, *, deaf: bool) -> None:
+    """Where nobody there kills it, it costs the others their connection only if that is dead."""
+    monkeypatch.setattr(module, "MORE", 0.5)
+    there = node.there(timeout=1.0 if deaf else 10.0)
+    assert there.exists("/")
+    node.shell.deaf(yes=deaf)
+    with pytest.raises(DrmCommunicationError, match="does not answer"):
+        there.run(["/bin/sleep", "4"], {"PATH": "/none"}, 0.5)
+    node.shell.deaf(yes=False)
+    assert there.run(["echo", "again"], {"PATH": os.environ["PATH"]}, 20).stdout == b"again\n"
+    assert node.server.made == 1 + deaf
+
+
+def test_a_command_that_complains_at_length(machine: Machine) -> None:
+    """However much is said in both ways, all of it comes, and nothing waits for the rest."""
+    words = "head -c 9000000 /dev/zero >&2; head -c 5000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 3"
+    done = machine.run(["sh", "-c", words], {"PATH": os.environ["PATH"]}, 30)
+    assert (len(done.stdout), len(done.stderr.rstrip(b"\n")), done.returncode) == (5000000, 18000000, 3)
+
+
 def test_it_is_logged_in_again(node: Node, tmp_path: Path) -> None:
     """What may be done twice is, when the connection is lost; a command is not, as nobody knows."""
     there = node.there()
@@ -377,6 +405,36 @@ def test_few_shells_are_kept(node: Node, tmp_path: Path) -> None:
     assert done == [[[]]] * 120
     assert len(node.shell.ran) <= 4
     assert node.server.made == 1
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_few_channels_at_once(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A node that takes fewer than are wanted slows things down; nothing is refused for that."""
+
+    def asked(_: Host, kind: str, number: int) -> int:
+        del kind, number
+        open_now = sum(len(getattr(line, "_channels", ())) for line in node.server._lines)  # noqa: SLF001
+        return common.OPEN_SUCCEEDED if open_now < most else common.OPEN_FAILED_CONNECT_FAILED
+
+    monkeypatch.setattr(Host, "check_channel_request", asked)
+    there = node.there(timeout=30.0)
+    done: list[object] = []
+
+    def work() -> None:
+        for _ in range(2):
+            done.append(there.names([str(tmp_path)]))
+            done.append(there.part("/dev/null", 0, 10))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 16
+    assert node.server.made == 1
+    most = 0
+    with pytest.raises(DeniedByDrmsError, match="it refuses"):
+        node.there(timeout=30.0).names(["/"])
 
 
 def test_what_a_helper_gets(node: Node, tmp_path: Path) -> None:

@@ -626,6 +626,15 @@ def test_gone_after_it_was_seen(open_session: Open) -> None:
     assert info.annotation == "fake does not know it any more"
 
 
+def test_gone_and_never_seen(open_session: Open) -> None:
+    """It is waited for a time of its own, however long exit statuses may take."""
+    session = open_session(asked(limits=Limits(collect=600, missing=0)))
+    answers(session, lambda _: Answer(gone=["1"]))
+    task = run(session)
+    task.wait_terminated()
+    assert (state(task), why(task)) == (JobState.FAILED, "lost")
+
+
 def test_gone_before_it_was_ever_seen(open_session: Open) -> None:
     """A fresh job of which the system does not know yet is asked about again, not given up."""
     system = asked()
@@ -707,9 +716,9 @@ def test_collecting_is_tried_again(open_session: Open, trouble: errors.WflError)
     assert system.calls["collect"] == 4
 
 
-@pytest.mark.parametrize(("status", "sub_state"), [(0, "exited"), (4, "lost")])
-def test_collecting_has_an_end(open_session: Open, status: int, sub_state: str) -> None:
-    """What cannot be had in time stays unknown: the end that was seen, without an exit status, and words about it."""
+@pytest.mark.parametrize("status", [0, 4])
+def test_collecting_has_an_end(open_session: Open, status: int) -> None:
+    """What cannot be had in time stays unknown: no success, without an exit status, and words about it."""
     limits = Limits(collect=30)
     system = FakeSystem({"x": Outcome(duration=1, exit_status=status)}, two_steps=True, limits=limits)
     session, calls = open_session(system), list[Sequence[str]]()
@@ -720,10 +729,23 @@ def test_collecting_has_an_end(open_session: Open, status: int, sub_state: str) 
     assert {len(ids) for ids in calls} == {50}
     assert len(calls) < 25  # ever more rarely
     info = tasks[0].info()
-    assert info.state is (JobState.FAILED if status else JobState.DONE)
-    assert (info.exit_status, info.sub_state) == (None, sub_state)
+    assert (info.state, info.exit_status, info.sub_state) == (JobState.FAILED, None, "lost")
     assert info.annotation == "its exit status could not be had within 30 s"
     assert 31 <= system.now < 35
+
+
+def test_collecting_waits_for_a_system_that_is_away(open_session: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """An exit status may take so long while the system answers: its silence ends nothing, and is told once."""
+    system = FakeSystem({"x": Outcome(duration=1, exit_status=4)}, two_steps=True, limits=Limits(collect=30))
+    session = open_session(system)
+    task = run(session)
+    system.fail("collect", BROKEN, times=100)
+    task.wait_terminated()
+    assert system.now > 150
+    assert (task.info().exit_status, why(task)) == (4, "exited")
+    assert [line for line in caplog.messages if "collecting ends" in line] == [
+        "fake: collecting ends failed, trying again: connection reset"
+    ]
 
 
 def test_ends_that_are_awaited_delay_no_others(open_session: Open) -> None:
@@ -1623,6 +1645,21 @@ def test_limit_of_time_of_a_stubborn_job(open_session: Open) -> None:
     task = run(open_session(system), **limited(60))
     task.wait_terminated()
     assert (why(task), task.info().terminating_signal, system.now) == ("timeout", "SIGKILL", 62)
+
+
+@pytest.mark.parametrize(("took", "sub_state"), [(5, "exited"), (19.5, "timeout")])
+def test_limit_of_time_that_passes_after_the_end(open_session: Open, took: float, sub_state: str) -> None:
+    """A job that failed by itself before its time was up did not run out of it, however late its end is known."""
+    system = FakeSystem({"x": Outcome(duration=took, exit_status=3)}, two_steps=True, limits=Limits(collect=60))
+    session = open_session(system)
+
+    def late(collect: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda ids: collect(ids) if system.now > 40 else ()
+
+    put(session, "collect", late)
+    task = run(session, **limited(20))
+    task.wait_terminated()
+    assert (why(task), task.info().exit_status) == (sub_state, 3)
 
 
 @pytest.mark.parametrize("failures", [1, 2, 5])

@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tests.ssh_server import PATIENCE, Disk, Host, Server, Shell
 from wfl.contexts.ssh.connection import CHANNELS, Connection, spoken
-from wfl.contexts.ssh.keys import fingerprint
+from wfl.contexts.ssh.doctor import findings
+from wfl.contexts.ssh.keys import fingerprint, let_in
+from wfl.contexts.ssh.line import Speaks
 from wfl.contexts.ssh.login import Login
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
@@ -241,6 +243,36 @@ def test_several_keys_of_one_host(server: Server, home: Path) -> None:
         assert connection.alive
 
 
+def test_names_in_small_letters(server: Server, home: Path) -> None:
+    """A name is looked for in small letters, as the hash of it is of these; an alias as it stands."""
+    path = home / "known_hosts"
+    for names in (paramiko.HostKeys.hash_host(f"[localhost]:{server.port}"), f"[localhost]:{server.port}"):
+        path.write_text(known_line(server, names))
+        with connected(login(server, home, host="LocalHost")) as connection:
+            assert connection.alive
+    path.write_text(known_line(server, paramiko.HostKeys.hash_host("Alias")))
+    with connected(login(server, home, known_as="Alias")) as connection:
+        assert connection.alive
+
+
+def test_a_list_of_revoked_keys(server: Server, home: Path) -> None:
+    """No host may have a key of it; where it cannot be read or understood, no host is trusted."""
+    path, shown_key = home / "revoked", f"{server.key.get_name()} {server.key.get_base64()}"
+    path.write_text(f"# keys\n\nnonsense\nssh-rsa %%%\n{shown_key} root@old\n")
+    with pytest.raises(SessionManagementError, match=re.escape(f"is revoked: {shown(server.key)} ({path}, line 5)")):
+        Connection(login(server, home, revoked=str(path)), timeout=PATIENCE)
+    for content in (b"SSHKRL\n\0\0\0\0\1", None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(SessionManagementError, match=f"^host: RevokedHostKeys {path}"):
+            Connection(login(server, home, revoked=str(path)), timeout=PATIENCE)
+    path.touch()
+    assert server.host.asked == []
+    with connected(login(server, home, revoked=str(path))) as connection:
+        assert connection.alive
+
+
 def test_a_revoked_key(server: Server, home: Path) -> None:
     """A host whose key is revoked is refused, though the key is known; no key is shown."""
     path = home / "known_hosts"
@@ -275,6 +307,41 @@ def test_a_key_that_is_not_there(server: Server, home: Path) -> None:
     """A key that was asked for and is not there is named."""
     with pytest.raises(SessionManagementError, match=f"^host: there is no key {home}/none$"):
         Connection(login(server, home, keys=(f"{home}/none",)), timeout=PATIENCE)
+
+
+class Gate:
+    """A transport of which the host accepts no certificate."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def is_active(self) -> bool:
+        """As ever."""
+        return True
+
+    def auth_publickey(self, user: str, key: paramiko.PKey) -> list[str]:
+        """A key by itself will do."""
+        del user
+        self.seen.append(key.public_blob is not None)
+        if key.public_blob is not None:
+            raise paramiko.AuthenticationException("expired")
+        return []
+
+
+@pytest.mark.parametrize("garbled", [False, True])
+def test_a_certificate_that_is_not_accepted(key: paramiko.PKey, home: Path, *, garbled: bool) -> None:
+    """Both are shown, the certificate first; one that cannot be read does not hide its key."""
+    private = serialization.load_ssh_private_key((home / "key").read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    made = serialization.SSHCertificateBuilder().public_key(private.public_key()).serial(1).key_id(b"ann")
+    made = made.type(serialization.SSHCertificateType.USER).valid_principals([b"ann"]).valid_after(1).valid_before(2)
+    text = b"ssh-nonsense %%%" if garbled else made.sign(private).public_bytes()
+    (home / "key-cert.pub").write_bytes(text)
+    gate = Gate()
+    there = Login(name="host", host="host", port=22, user="ann", keys=(str(home / "key"),), only_these_keys=True)
+    let_in(there, gate, None)  # type: ignore[arg-type]
+    assert gate.seen == ([False] if garbled else [True, False])
+    assert key.public_blob is None
 
 
 def test_too_many_keys(serve: Callable[..., Server], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,6 +412,22 @@ def test_no_more_channels(server: Server, home: Path) -> None:
         channel.sendall(b"still here\n")
         assert channel.recv(100) == b"still here\n"
         channel.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        (3, ["3 channels at once; 5 are used at most, 8 of a cluster's login node: MaxSessions of sshd_config"]),
+        (6, ["6 channels at once; 8 are used at most of a cluster's login node: MaxSessions of sshd_config"]),
+        (8, []),
+    ],
+)
+def test_what_the_doctor_says_of_channels(server: Server, home: Path, most: int, words: list[str]) -> None:
+    """How many a host takes, where that may be too few."""
+    server.host.channels = 1 + most  # one for its look by the shell, which is closed then
+    speaks = Speaks(session="s", directory=".wfl/ssh", shell="/bin/sh", timeout=PATIENCE)
+    found = [line for line in findings(login(server, home), speaks) if "channels" in line]
+    assert found == [f"it takes {line}" for line in words]
 
 
 # --- hosts that are away ----------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -92,6 +95,45 @@ def test_what_is_no_name(name: str) -> None:
         Book(None).login(name, key=None, known_hosts=None)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x;touch${IFS}pwned;",
+        "a`id`",
+        "a$b",
+        "a'",
+        'a"',
+        "a\\",
+        "a&b",
+        "<a",
+        "a|b",
+        "a(b",
+        "a{b",
+        "-a",
+        "a\x01b",
+        "-u@h",
+        "u;v@h",
+        "u`id`@h",
+        "$(id)@h",
+        "u'@h",
+        "u&v@h",
+        "u\\@h",
+    ],
+)
+def test_names_that_a_shell_would_understand(find: Find, name: str) -> None:
+    """What ssh refuses in names of hosts and users is refused, as a ProxyCommand would have it."""
+    with pytest.raises(InvalidArgumentError, match="ssh refuses"):
+        find(name, "ProxyCommand nc %h %r")
+
+
+def test_names_of_users_that_ssh_takes(find: Find) -> None:
+    """Those of machines and of domains have characters that hosts' do not."""
+    assert find("u$x@h").user == "u$x"
+    assert find("DOM\\ann@h").user == "DOM\\ann"
+    with pytest.raises(InvalidArgumentError, match="ssh refuses"):
+        find("a", "Host a", "ProxyJump u`id`@j")
+
+
 def test_a_name_is_no_configuration(find: Find) -> None:
     """What stands in a name is no line of the file."""
     with pytest.raises(InvalidArgumentError, match=r"^host 'bob\\nPort 1@host'"):
@@ -155,6 +197,27 @@ def test_words_of_the_file(find: Find) -> None:
     """Keywords are of any case, values stand after a space or `=`, and between quotes; comments say nothing."""
     login = find("a", "# Port 5", "Host a", "  hostname = b.example", 'USER "bob"', "", "  # User eve", "Port=7")
     assert login.place == "bob@b.example:7"
+
+
+def test_comments_behind_values(find: Find, home: Path) -> None:
+    """They begin with a word; in a command they are the shell's. What is between quotes is one word."""
+    lines = ["Host a # b", "Port 2222 # x", "IdentitiesOnly yes # x", "IdentityFile ~/k # mine", "User bob#1"]
+    lines += ["HostName 'x' #y", 'UserKnownHostsFile /one "/t w o" # x', "GlobalKnownHostsFile NONE"]
+    login = find("a", *lines, "ProxyCommand nc # x")
+    assert (login.place, login.only_these_keys, login.keys) == ("bob#1@x:2222", True, (f"{home}/k",))
+    assert (login.known_hosts, login.command) == (("/one", "/t w o"), "nc # x")
+    assert find("b", *lines).port == 22
+    assert find("b", "Match all # x", "Port 5").port == 5
+    assert way(find("a", "Host a", "ProxyJump j # x")) == ["ann@j:22", "ann@a:22"]
+    (home / "other").write_text("Port 6\n")
+    assert find("a", "Include ~/other # x").port == 6
+    assert find("a", "LocalCommand echo it's", "Port 7").port == 7
+
+
+def test_revoked_keys(find: Find, home: Path) -> None:
+    """A list of keys that no host may have, or none."""
+    assert find("a", "RevokedHostKeys ~/old-%h # x").revoked == f"{home}/old-a"
+    assert find("a", "RevokedHostKeys none", "RevokedHostKeys /x").revoked is None
 
 
 def test_what_was_given_comes_first(find: Find) -> None:
@@ -349,6 +412,16 @@ def test_commands(find: Find) -> None:
     assert find("a", "Host a", "ProxyCommand none", "Host *", "ProxyCommand nc %h").command is None
 
 
+def test_the_first_way_counts(find: Find) -> None:
+    """Of a command and a jump, also where the command is none; that there is no jump says nothing of a command."""
+    command, jump = "ProxyCommand nc %h", "ProxyJump j"
+    both = [find("a", f"Host a\n{first}\nHost a\n{second}") for first, second in [(command, jump), (jump, command)]]
+    assert [(login.command, len(login.jumps)) for login in both] == [("nc a", 0), (None, 1)]
+    none = find("a", "Host a", "ProxyCommand none", "Host a", jump)
+    assert (none.command, none.jumps) == (None, ())
+    assert find("a", "Host a", "ProxyJump none", "Host *", command).command == "nc a"
+
+
 # --- errors -----------------------------------------------------------------------------------------------
 
 
@@ -377,6 +450,45 @@ def test_a_file_that_cannot_be_read(home: Path) -> None:
     (home / ".ssh/config").write_text(f"Include {home}\n")
     with pytest.raises(InvalidArgumentError, match=f"^{home}: Is a directory$"):
         Book("~/.ssh/config")
+
+
+def test_a_file_that_others_can_write_to(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the usual one nor one that another takes in: there are commands in it. Of one that is named, its user
+    knows.
+    """
+    usual, inner = home / ".ssh/config", home / ".ssh/inner"
+    usual.write_text("Include inner\n")
+    inner.write_text("Port 7\n")
+    for path in (usual, inner):
+        path.chmod(0o646)
+        with pytest.raises(InvalidArgumentError, match=f"^{path}: others can write to it"):
+            Book("~/.ssh/config")
+        path.chmod(0o644)
+    usual.chmod(0o664)
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name="staff", gr_mem=[]))
+    with pytest.raises(InvalidArgumentError, match=f"^{usual}: others can write to it"):
+        Book("~/.ssh/config")
+    name = pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name=name, gr_mem=[name]))
+    assert Book("~/.ssh/config").login("a", key=None, known_hosts=None).port == 7
+    other = home / "other"
+    other.write_text("Port 8\n")
+    other.chmod(0o666)
+    assert Book(str(other)).login("a", key=None, known_hosts=None).port == 8
+
+
+def test_the_machines_own_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the user's usual one, and not after another that is named instead."""
+    seen: list[str] = []
+
+    def read(path: str, *_: object, **__: object) -> list[Any]:
+        seen.append(path)
+        return []
+
+    monkeypatch.setattr("wfl.contexts.ssh.login._lines", read)
+    Book("~/.ssh/config")
+    Book(str(home / "other"))
+    assert seen == [str(home / ".ssh/config"), "/etc/ssh/ssh_config", str(home / "other")]
 
 
 def test_any_bytes(home: Path) -> None:

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from tests.ssh_server import Disk, Wire
 from wfl.contexts.ssh import transfer
-from wfl.contexts.ssh.line import LOST
+from wfl.contexts.ssh.connection import LOST
 from wfl.contexts.ssh.transfer import PIECE, Copies
 from wfl.errors import DrmCommunicationError, InvalidArgumentError, OutOfResourceError, WflError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import paramiko
 
@@ -65,6 +66,11 @@ def copies(wire: Wire) -> Copies:
     return Copies(wire.files, "wfl-p-1")
 
 
+def at_once(_: float) -> bool:
+    """No pause before another attempt."""
+    return False
+
+
 def data(size: int) -> bytes:
     """Bytes of which no two pieces are the same."""
     return b"".join(number.to_bytes(4, "big") for number in range(-(-size // 4)))[:size]
@@ -102,7 +108,7 @@ def test_a_file_there_and_back(copies: Copies, disk: Disk, here: Path, size: int
     assert target.read_bytes() == data(size)
     assert facts(target) == (0o750, YEAR_2001)
     assert names(disk.root) == ["a", "a/b", "a/b/target"]
-    copies.get("/a/b/target", str(here / "c/d"))
+    copies.get("/a/b/target", str(here / "c/d"), at_once)
     assert (here / "c/d").read_bytes() == data(size)
     assert facts(here / "c/d") == (0o750, YEAR_2001)
     assert names(here) == ["c", "c/d", "source"]
@@ -128,7 +134,7 @@ def test_any_names_and_contents(tmp_path_factory: pytest.TempPathFactory, files:
     wire = Wire(Disk(place / "there"))
     copies = Copies(wire.files, "wfl-p-1")
     copies.put(str(place / "here"), "/target")
-    copies.get("/target", str(place / "back"))
+    copies.get("/target", str(place / "back"), at_once)
     wire.close()
     for name in ("there/target", "back"):
         assert {path.name: path.read_bytes() for path in (place / name).iterdir()} == files
@@ -142,7 +148,7 @@ def test_a_file_into_a_directory(copies: Copies, disk: Disk, here: Path) -> None
     copies.put(str(source), "/new/")
     assert names(disk.root) == ["new", "new/source", "there", "there/source"]
     (here / "in").mkdir()
-    copies.get("/there/source", str(here / "in"))
+    copies.get("/there/source", str(here / "in"), at_once)
     assert names(here) == ["in", "in/source", "source"]
 
 
@@ -152,7 +158,7 @@ def test_a_file_replaces_another(copies: Copies, disk: Disk, here: Path) -> None
     copies.put(str(written(here / "source", b"new")), "/target")
     assert target.read_bytes() == b"new"
     written(here / "target", b"older, and longer")
-    copies.get("/target", str(here / "target"))
+    copies.get("/target", str(here / "target"), at_once)
     assert (here / "target").read_bytes() == b"new"
 
 
@@ -175,7 +181,7 @@ def test_a_directory_there_and_back(copies: Copies, disk: Disk, here: Path) -> N
     source.mkdir()
     tree(source)
     copies.put(str(source), "/x/target")
-    copies.get("/x/target", str(here / "back"))
+    copies.get("/x/target", str(here / "back"), at_once)
     for place in (disk.root / "x/target", here / "back"):
         assert names(place) == names(source)
         for link in ("a/up", "a/b/dangling", "to-a"):
@@ -201,7 +207,7 @@ def test_a_directory_is_merged(copies: Copies, disk: Disk, here: Path) -> None:
     assert os.readlink(disk.root / "target/to-a") == "a"
     written(here / "back/a/file", b"old")
     written(here / "back/a/mine", b"stays")
-    copies.get("/target", str(here / "back"))
+    copies.get("/target", str(here / "back"), at_once)
     assert (here / "back/a/file").read_bytes() == b"1"
     assert (here / "back/a/mine").read_bytes() == b"stays"
 
@@ -213,7 +219,7 @@ def test_a_link_is_followed_at_the_top(copies: Copies, disk: Disk, here: Path) -
     copies.put(str(here / "link"), "/target")
     assert not (disk.root / "target").is_symlink()
     (disk.root / "link").symlink_to("target")
-    copies.get("/link", str(here / "back"))
+    copies.get("/link", str(here / "back"), at_once)
     assert (here / "back").read_bytes() == b"x"
     assert not (here / "back").is_symlink()
 
@@ -223,7 +229,7 @@ def test_no_mode_of_another_user(copies: Copies, disk: Disk, here: Path) -> None
     copies.put(str(written(here / "source", mode=0o4755)), "/target")
     assert facts(disk.root / "target")[0] == 0o755
     written(disk.root / "other", mode=0o6755)
-    copies.get("/other", str(here / "back"))
+    copies.get("/other", str(here / "back"), at_once)
     assert facts(here / "back")[0] == 0o755
 
 
@@ -246,6 +252,42 @@ def test_sending_goes_on_where_it_was(copies: Copies, wire: Wire, disk: Disk, he
     assert target.read_bytes() == data(MANY)
     assert disk.written - before <= MANY // 2 + PIECE
     assert names(disk.root) == ["target"]
+
+
+def test_what_was_sent_of_a_directory_is_not_sent_again(copies: Copies, disk: Disk, here: Path) -> None:
+    """After a break in a directory the files that had arrived whole stay as they are."""
+    for number in range(3):
+        written(here / f"d/{number}", data(SEVERAL), mode=0o444)
+    disk.cut = 2 * SEVERAL + SEVERAL // 2
+    with pytest.raises(DrmCommunicationError):
+        copies.put(str(here / "d"), "/d")
+    disk.cut, before = None, disk.written
+    written(here / "d/0", data(SEVERAL)[::-1])  # it was sent, and is another one now
+    os.utime(here / "d/0")
+    copies.put(str(here / "d"), "/d")
+    assert disk.written - before <= 2 * SEVERAL
+    assert (disk.root / "d/0").read_bytes() == data(SEVERAL)[::-1]
+    assert (disk.root / "d/1").read_bytes() == (disk.root / "d/2").read_bytes() == data(SEVERAL)
+
+
+def test_a_break_before_a_file_is_in_its_place(
+    copies: Copies, disk: Disk, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has all arrived, and has its mode already, is not opened once more: nobody may write to it."""
+    source = written(here / "source", data(SEVERAL), mode=0o444)
+    opened: list[str] = []
+    disk.before = lambda what: opened.append(what) if what == "open" else None
+
+    def lost(*_: object) -> None:
+        raise EOFError
+
+    with monkeypatch.context() as once:
+        once.setattr("paramiko.SFTPClient.posix_rename", lost)
+        with pytest.raises(DrmCommunicationError):
+            copies.put(str(source), "/target")
+    copies.put(str(source), "/target")
+    assert opened == ["open"]
+    assert (disk.root / "target").read_bytes() == data(SEVERAL)
 
 
 def test_what_was_sent_of_another_file_does_not_count(copies: Copies, disk: Disk, here: Path) -> None:
@@ -283,12 +325,85 @@ def test_fetching_goes_on_where_it_was(copies: Copies, wire: Wire, disk: Disk, h
         written(disk.root / f"d/{number}", data(SEVERAL))
     disk.cut = SEVERAL + SEVERAL // 2
     disk.before = lambda _: None if wire.made < 2 else setattr(disk, "cut", None)
-    copies.get("/d", str(here / "back"))
+    copies.get("/d", str(here / "back"), at_once)
     assert wire.made == 2
     assert disk.read <= 3 * SEVERAL + transfer.AHEAD * PIECE
     for number in range(3):
         assert (here / f"back/{number}").read_bytes() == data(SEVERAL)
         assert facts(here / f"back/{number}") == (0o640, YEAR_2001)
+
+
+def test_fetching_goes_on_when_the_host_is_back(wire: Wire, disk: Disk, here: Path) -> None:
+    """A host that is away for a while costs what was on its way, and not what had arrived."""
+    written(disk.root / "file", data(MANY))
+    asked: list[bool] = []
+
+    @contextmanager
+    def files() -> Iterator[paramiko.SFTPClient]:
+        asked.append(disk.cut is None)
+        if len(asked) in (2, 3):
+            raise DrmCommunicationError("the connection is lost")
+        disk.cut = None if len(asked) > 3 else MANY - 2 * PIECE
+        with wire.files() as client:
+            yield client
+
+    copies = Copies(files, "wfl-p-1")
+    copies.get("/file", str(here / "target"), at_once)
+    assert (here / "target").read_bytes() == data(MANY)
+    assert len(asked) == 4
+    assert disk.read < MANY + transfer.AHEAD * PIECE
+
+
+def test_waiting_for_a_host_has_an_end(here: Path) -> None:
+    """A host that does not come back is given up after the pauses, or at once where nobody waits any more."""
+    waited: list[float] = []
+
+    def files() -> AbstractContextManager[paramiko.SFTPClient]:
+        raise DrmCommunicationError("the connection is lost")
+
+    for is_over, pauses in [(False, transfer.PAUSES), (True, transfer.PAUSES[:1])]:
+        waited.clear()
+
+        def wait(pause: float, is_over: bool = is_over) -> bool:  # noqa: FBT001
+            waited.append(pause)
+            return is_over
+
+        copies = Copies(files, "wfl-p-1")
+        with pytest.raises(DrmCommunicationError):
+            copies.get("/file", str(here / "target"), wait)
+        assert waited == [*pauses]
+        assert copies.breaks == 0  # the host was never reached
+    assert names(here) == []
+
+
+def test_modes_come_last(copies: Copies, disk: Disk, here: Path) -> None:
+    """What nobody may write to is opened once more after a break: until all is here, files are ours to write to."""
+    for number in range(3):
+        written(disk.root / f"d/{number}", data(SEVERAL), mode=0o444)
+    disk.cut = SEVERAL + SEVERAL // 2
+    modes: list[int] = []
+
+    def wait(_: float) -> None:
+        disk.cut = None
+        modes.extend(path.stat().st_mode for path in here.rglob("*"))
+
+    copies.get("/d", str(here / "back"), wait)
+    assert len(modes) > 2
+    assert all(mode & stat.S_IWUSR for mode in modes)
+    assert {facts(here / f"back/{number}") for number in range(3)} == {(0o444, YEAR_2001)}
+
+
+def test_a_source_that_changed_while_the_host_was_away(copies: Copies, disk: Disk, here: Path) -> None:
+    """What has arrived of a file as it was before is not put together with the rest of another."""
+    path = written(disk.root / "file", data(SEVERAL))
+    disk.cut = 2 * PIECE
+
+    def wait(_: float) -> None:
+        disk.cut = None
+        path.write_bytes(data(SEVERAL)[::-1])
+
+    copies.get("/file", str(here / "target"), wait)
+    assert (here / "target").read_bytes() == data(SEVERAL)[::-1]
 
 
 def test_a_break_is_told_once(wire: Wire, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +446,7 @@ def test_no_other_connection(disk: Disk, here: Path) -> None:
             raise DrmCommunicationError("the connection is lost") from error
 
     with pytest.raises(DrmCommunicationError, match="the connection is lost"):
-        Copies(files, "wfl-p-1").get("/file", str(here / "target"))
+        Copies(files, "wfl-p-1").get("/file", str(here / "target"), at_once)
     assert (here / "target").read_bytes() == b"old"
     assert names(here) == ["target"]
     wire.close()
@@ -347,7 +462,7 @@ def test_a_file_at_which_it_always_breaks(copies: Copies, wire: Wire, disk: Disk
 
     disk.before = cut
     with pytest.raises(DrmCommunicationError, match=r"^cannot copy /file to "):
-        copies.get("/file", str(here / "target"))
+        copies.get("/file", str(here / "target"), at_once)
     assert wire.made < 10
     assert names(here) == []
 
@@ -406,7 +521,7 @@ def test_a_file_that_becomes_shorter(copies: Copies, disk: Disk, here: Path) -> 
 
     disk.before = cut
     with pytest.raises(InvalidArgumentError, match="/file became shorter while it was read"):
-        copies.get("/file", str(here / "target"))
+        copies.get("/file", str(here / "target"), at_once)
     assert names(here) == []
 
 
@@ -420,7 +535,7 @@ def test_a_file_that_grows(copies: Copies, disk: Disk, here: Path) -> None:
                 file.write(b"more")
 
     disk.before = grow
-    copies.get("/file", str(here / "target"))
+    copies.get("/file", str(here / "target"), at_once)
     assert (here / "target").read_bytes() == data(SEVERAL)
 
 
@@ -432,7 +547,7 @@ def test_what_is_not_there(copies: Copies, disk: Disk, here: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy {here}/none to /target: No such file"):
         copies.put(f"{here}/none", "/target")
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy /none to {here}/target: No such file"):
-        copies.get("/none", f"{here}/target")
+        copies.get("/none", f"{here}/target", at_once)
     assert names(disk.root) == names(here) == []
 
 
@@ -443,7 +558,7 @@ def test_what_may_not_be_read_or_written(copies: Copies, disk: Disk, here: Path)
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy {source} to /closed/target: Permission denied"):
         copies.put(str(source), "/closed/target")
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy /closed to {here}/target: Permission denied"):
-        copies.get("/closed", f"{here}/target")
+        copies.get("/closed", f"{here}/target", at_once)
 
 
 def test_a_target_below_a_file(copies: Copies, disk: Disk, here: Path) -> None:
@@ -471,7 +586,7 @@ def test_what_is_no_file(copies: Copies, disk: Disk, here: Path) -> None:
         sock.bind(str(disk.root / "d/socket"))
     for path in ("/d", "/d/socket"):
         with pytest.raises(InvalidArgumentError, match="/d/socket is no file, directory or link"):
-            copies.get(path, str(here / "target"))
+            copies.get(path, str(here / "target"), at_once)
     assert names(here) == ["d", "d/pipe"]
 
 
@@ -483,7 +598,7 @@ def test_names_that_are_no_text(copies: Copies, disk: Disk, here: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy {here}/d to /target: "):
         copies.put(str(here / "d"), "/target")
     with pytest.raises(InvalidArgumentError, match=f"^cannot copy /d to {here}/target: "):
-        copies.get("/d", str(here / "target"))
+        copies.get("/d", str(here / "target"), at_once)
     copies.put(str(written(here / "source")), "/afterwards")
     assert (disk.root / "afterwards").read_bytes() == b"x"
 
@@ -497,7 +612,7 @@ def test_links_that_lead_out(copies: Copies, disk: Disk, here: Path, text: str) 
     (disk.root / "d/a").mkdir(parents=True)
     (disk.root / "d/link").symlink_to(text)
     with pytest.raises(InvalidArgumentError, match=r"/d/link is a symbolic link that leads out of it"):
-        copies.get("/d", str(here / "target"))
+        copies.get("/d", str(here / "target"), at_once)
     assert names(here) == []
 
 
@@ -506,7 +621,7 @@ def test_a_link_at_the_top(copies: Copies, disk: Disk, here: Path) -> None:
     (disk.root / "link").symlink_to("link")
     disk.found = lambda _, found: found or os.lstat(disk.root / "link")
     with pytest.raises(InvalidArgumentError, match="leads out of it"):
-        copies.get("/link", str(here / "target"))
+        copies.get("/link", str(here / "target"), at_once)
     assert names(here) == []
 
 
@@ -517,7 +632,7 @@ def test_names_that_lead_out(copies: Copies, disk: Disk, here: Path, name: str) 
     written(disk.root / "x")
     disk.listings = {"/d": [name]}
     with pytest.raises(InvalidArgumentError, match=f"/d has an entry {name!r}"):
-        copies.get("/d", str(here / "target"))
+        copies.get("/d", str(here / "target"), at_once)
     assert names(here) == []
 
 
@@ -554,7 +669,7 @@ def test_names_that_come_twice(copies: Copies, disk: Disk, here: Path) -> None:
     }
     target = here / "in" / "target"
     with suppress(WflError):
-        copies.get("/d", str(target))
+        copies.get("/d", str(target), at_once)
     outside = [path for path in here.rglob("evil") if not path.is_relative_to(target)]
     assert outside == []
 
@@ -568,7 +683,7 @@ def test_what_turns_while_it_is_fetched_again(copies: Copies, wire: Wire, disk: 
     disk.listings = {"/d/z/turns": []}
     disk.cut = SEVERAL // 2
     disk.before = lambda _: None if wire.made < 2 else setattr(disk, "cut", None)
-    copies.get("/d", str(here / "target"))
+    copies.get("/d", str(here / "target"), at_once)
     assert wire.made == 2
     assert stat.S_ISDIR((here / "target/z/turns").lstat().st_mode)
 
@@ -586,7 +701,7 @@ def test_depth_without_end(copies: Copies, disk: Disk, here: Path) -> None:
     disk.listings = Endless()
     disk.found = lambda _path, _found: known
     with pytest.raises(InvalidArgumentError, match="/d/d/d"):
-        copies.get("/d", str(here / "target"))
+        copies.get("/d", str(here / "target"), at_once)
     assert names(here) == []
 
 
@@ -601,7 +716,7 @@ def test_a_size_without_end(copies: Copies, disk: Disk, here: Path) -> None:
 
     disk.found = found
     with pytest.raises(InvalidArgumentError, match="/file became shorter while it was read"):
-        copies.get("/file", str(here / "target"))
+        copies.get("/file", str(here / "target"), at_once)
     assert names(here) == []
     assert path.exists()
 
@@ -646,4 +761,4 @@ def test_the_disk_here_is_full(copies: Copies, disk: Disk, here: Path, monkeypat
 
     monkeypatch.setattr("os.chmod", full)
     with pytest.raises(OutOfResourceError, match="No space left"):
-        copies.get("/file", str(here / "target"))
+        copies.get("/file", str(here / "target"), at_once)
