@@ -180,9 +180,9 @@ class RemoteBackend(Backend):
                 self._begin([submission.key for submission, _ in ready])
             lost: WflError | None = None
             for some in self._fitting(ready):
-                found = {submission.key: lost for submission, _ in some} if lost is not None else self._send(some)
-                outcomes.update(found)
-                if lost is None and all(isinstance(outcome, DrmCommunicationError) for outcome in found.values()):
+                told = self._send(some) if lost is None else {submission.key: lost for submission, _ in some}
+                outcomes.update(told)
+                if lost is None and all(isinstance(outcome, DrmCommunicationError) for outcome in told.values()):
                     lost = DrmCommunicationError("it was not sent: the server did not answer the request before it")
         return [outcomes[submission.key] for submission in submissions]
 
