@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,7 +21,7 @@ from pkgutil import resolve_name
 import pytest
 
 from tests.asgi import API, SESSION, until
-from tests.server import PATIENCE, Running
+from tests.server import PATIENCE, Running, received
 from wfl.errors import InvalidArgumentError
 from wfl.server import __main__ as command
 from wfl.server.serving import Tls, is_loopback, listen
@@ -295,13 +296,14 @@ def test_requests_one_after_another(serve: Callable[..., Running]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_http(serve: Callable[..., Running], request_: bytes) -> None:
-    """It is refused, and the server goes on."""
+    """It is refused, with a line in the log that tells the address, and the server goes on."""
     server = serve("--limit", "header_seconds=0.2", context="fake")
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         connection.sendall(request_)
         with contextlib.suppress(ConnectionError):
             answer = connection.recv(1000)
             assert not answer or int(answer.split(b" ")[1]) in (400, 401, 431), answer
+    until(lambda: re.search(r" 127\.0\.0\.1(: what came is no request|: cut off| - )", server.log))
     assert server.request("GET", "/healthz") == (200, b"ok\n")
 
 
@@ -366,6 +368,29 @@ def test_tls_and_client_certificates(
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(OSError, match=r"."):
         server.request("GET", f"{API}/info", tls=old)
+
+
+def test_tls_that_is_not_agreed_upon(serve: Callable[..., Running], tmp_path: Path) -> None:
+    """Until TLS is agreed upon a connection counts, has as little time as one that does not ask, and is logged."""
+    own, key = certificate_of("server", tmp_path)
+    bounds = ("--limit", "header_seconds=1", "--limit", "connections=20")
+    server = serve("--tls-certificate", own, "--tls-key", key, *bounds, context="fake")
+    trusting = ssl.create_default_context(cafile=own)
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE / 2))
+            for _ in range(60)
+        ]
+        assert server.request("GET", "/healthz", tls=trusting) == (200, b"ok\n")
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 60
+        for one in silent:
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        received(plain)
+    until(lambda: "127.0.0.1: TLS was not agreed upon: [SSL: HTTP_REQUEST]" in server.log)
+    assert "Traceback" not in server.log
 
 
 def test_files_of_tls_that_cannot_be_used(tmp_path: Path) -> None:
