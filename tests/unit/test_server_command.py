@@ -51,6 +51,9 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     assert "expires" in listed[3]
     assert token not in "".join(listed)
+    for option, shown in (("--no-admin", "alice"), ("--admin", "alice admin")):
+        printed(capsys, "token", "create", "alice", "--directory", tmp_path, option)
+        assert printed(capsys, "token", "list", "--directory", tmp_path).splitlines()[0] == shown
     assert printed(capsys, "token", "revoke", "bob", "--directory", tmp_path) == "1 revoked"
     assert run("token", "revoke", "bob", "--directory", tmp_path) == 1
     assert "there is no token 'bob'" in capsys.readouterr().err

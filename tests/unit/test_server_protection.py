@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.asgi import API, SESSION, Client, Served, started, submit
-from wfl.server import ServerLimits
+from wfl.server import ServerLimits, identities
 from wfl.server.routes import ENDPOINTS
 from wfl.testing import FakeContext, FakeSystem, Outcome
 
@@ -77,13 +77,25 @@ def test_passwords_and_certificates(serve: Serve) -> None:
 
 def test_guessing_passwords(serve: Serve) -> None:
     """After some wrong ones there is a pause, which the answer tells; tokens go on."""
-    served = serve()
+    served = serve(limits=ServerLimits(passwords=4))
     served.identities.set_password("alice", PASSWORD)
     guess = served.open.with_headers(authorization=basic("alice", "wrong horse"))
-    statuses = [guess.get(f"{API}/info").status for _ in range(11)]
-    assert statuses == [401] * 10 + [429]
+    statuses = [guess.get(f"{API}/info").status for _ in range(5)]
+    assert statuses == [401] * 4 + [429]
     assert int(guess.get(f"{API}/info").headers["retry-after"]) > 0
     assert served.alice.get(f"{API}/info").status == 200
+
+
+def test_identities_that_cannot_be_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets in, and who knocks is told to come again, but not where the file is."""
+    monkeypatch.setattr(identities, "LOOK", 0.0)
+    served = serve()
+    served.identities.path.write_text("{")
+    for client in (served.open, served.alice, served.alice):
+        answer = client.get(f"{API}/info")
+        assert answer.error == (503, "SessionManagementError")
+        assert int(answer.headers["retry-after"]) > 0
+        assert str(served.identities.path) not in answer.message
 
 
 def test_headers_that_are_there_twice(serve: Serve) -> None:

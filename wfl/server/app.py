@@ -22,6 +22,7 @@ from wfl.server.compatible import Compatible
 from wfl.server.database import Database
 from wfl.server.events import Hub
 from wfl.server.files import Files
+from wfl.server.identities import Identities
 from wfl.server.jobs import Ledger
 from wfl.server.limits import ServerLimits
 from wfl.server.metrics import MEDIA, Metrics
@@ -275,6 +276,8 @@ def create_app(
     place = Path(directory).absolute()
     base, old = _checked_path("base_path", base_path), _checked_path("legacy_path", legacy_path)
     limits = limits or ServerLimits()
+    if isinstance(identities, Identities):
+        identities.passwords = limits.passwords
     server = JobServer(context, place, identities, policy or Policy(), limits, own_directories=own_directories)
     server.base_path, server.api_path = base, base + VERSION_PATH
     routes = _routes(server, Api(server))

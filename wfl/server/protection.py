@@ -136,8 +136,7 @@ class Protection:
         try:
             identity = await self._guardian.identify(credentials)
         except TooManyError as error:
-            words = TryLaterError("too many wrong passwords; wait a minute")
-            raise HttpError(429, words, headers={"Retry-After": "60"}) from error
+            raise HttpError(429, TryLaterError(str(error)), headers={"Retry-After": str(error.seconds)}) from error
         if identity is None:
             raise HttpError(401, DeniedByDrmsError("a valid token or password is needed"))
         return identity

@@ -36,7 +36,7 @@ SPARE = 200
 _BACKLOG = 2048
 """Connections that wait in the kernel to be accepted."""
 _ACCEPTED = 16
-"""Connections that are accepted in one round: asyncio counts them only in the rounds after, when files may be used up."""
+"""Connections that are accepted in one round: they are counted only in later ones, which files have to last for."""
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -162,8 +162,7 @@ class Gate(Place, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, if there is room."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment] # one for streams, as TCP is
         self.connections.add(self)
         self._agreeing = asyncio.get_running_loop().create_task(self._agree())
         self._take_place()
