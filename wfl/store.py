@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -291,6 +292,9 @@ class _Transaction:
 def _open(path: str) -> sqlite3.Connection:
     if not os.path.isdir(os.path.dirname(path)):
         raise SessionManagementError(f"store {path}: there is no directory {os.path.dirname(path)}")
+    with suppress(OSError):  # SQLite says what is the matter
+        # SQLite would make it readable by all; what is beside it gets the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:

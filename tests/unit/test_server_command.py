@@ -396,6 +396,16 @@ def test_tls_that_is_not_agreed_upon(serve: Callable[..., Running], tmp_path: Pa
     assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("options", [("user", "user=1000"), ("user=1000", "user")])
+def test_extensions_with_and_without_patterns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    """Both for one extension is refused: which of them is meant nobody knows."""
+    words = [word for one in options for word in ("--allow-extension", one)]
+    assert run("serve", "--directory", tmp_path, "--no-authentication", *words) == 1
+    assert "--allow-extension user is given with a pattern and without one" in capsys.readouterr().err
+
+
 def test_files_of_tls_that_cannot_be_used(tmp_path: Path) -> None:
     """Which they are is said."""
     own, key = certificate_of("server", tmp_path)

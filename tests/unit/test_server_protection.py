@@ -13,9 +13,11 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from tests.asgi import API, SESSION, Client, Served, started, submit
-from wfl.server import ServerLimits, identities
+from wfl.server import ServerLimits, create_app, identities
 from wfl.server.routes import ENDPOINTS
 from wfl.testing import FakeContext, FakeSystem, Outcome
 
@@ -105,6 +107,27 @@ def test_headers_that_are_there_twice(serve: Serve) -> None:
     while stream.step():
         pass
     assert stream.status == 400
+
+
+def test_a_part_of_another_application(tmp_path: Path) -> None:
+    """Where it is mounted, too, probes need no token, the description says where it is, and its limits are kept."""
+    who = identities.Identities(tmp_path / "identities.json")
+    who.set_password("alice", PASSWORD)
+    limits = ServerLimits(passwords=1)
+    jobs = create_app(FakeContext(), directory=tmp_path / "data", identities=who, limits=limits, open_metrics=True)
+    mounts = [Mount("/jobs", jobs), Mount("/again", jobs)]
+    client = Client(Starlette(routes=mounts, lifespan=jobs.state.server.running))
+    try:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert client.get(f"/jobs{path}").status == 200
+        assert client.get(f"/jobs{API}/healthz").status == 401
+        alice = client.with_headers(authorization=basic("alice", PASSWORD))
+        for place in ("/jobs", "/again"):
+            assert alice.get(f"{place}{API}/openapi.json").json()["servers"] == [{"url": place + API}]
+        guess = client.with_headers(authorization=basic("alice", "wrong horse"))
+        assert [guess.get(f"/jobs{API}/info").status for _ in range(2)] == [401, 429]
+    finally:
+        client.close()
 
 
 # -- sizes, times, rates --
@@ -331,6 +354,8 @@ def test_metrics(serve: Serve) -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     text = answer.body.decode()
     assert 'wfl_jobs{state="running"} 1\n' in text
+    assert "# HELP wfl_requests_waiting Requests that run in a thread" in text
+    assert "\nwfl_draining 0\n" in text
     assert 'wfl_submissions_total{result="accepted"} 1\n' in text
     assert 'wfl_submissions_total{result="refused"} 1\n' in text
     route = f"{API}/jobs/{{id}}"

@@ -142,7 +142,10 @@ def _policy(options: argparse.Namespace) -> Policy:
     for text in options.allow_extension:
         name, mark, pattern = text.partition("=")
         known = extensions.setdefault(name, [] if mark else None)
-        if mark and known is not None:
+        if bool(mark) != (known is not None):
+            words = "is given with a pattern and without one, which would allow anything"
+            raise InvalidArgumentError(f"--allow-extension {name} {words}")
+        if known is not None:
             known.append(pattern)
     return Policy(
         commands=options.allow_command or None,

@@ -234,11 +234,9 @@ class JobServer:
         """What it counts."""
         request.scope["state"]["route"] = "/metrics"
         states = await self.looking.run(OWN, self.ledger.counts)
-        gauges = {
-            "wfl_requests_waiting": float(self.acting.pending + self.looking.pending + self.reading.pending),
-            "wfl_draining": float(self.draining),
-        }
-        text = self.metrics.text({str(state): count for state, count in states.items()}, gauges)
+        waiting = self.acting.pending + self.looking.pending + self.reading.pending
+        by_name = {str(state): count for state, count in states.items()}
+        text = self.metrics.text(by_name, waiting=waiting, draining=self.draining)
         return Response(text, media_type=MEDIA)
 
 
