@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tests.asgi import API, SESSION, Client, Served, started, submit
+from tests.asgi import API, SESSION, Client, Open, Served, started, submit, until
 from wfl.server import ServerLimits, create_app, identities
 from wfl.server.routes import ENDPOINTS
 from wfl.testing import FakeContext, FakeSystem, Outcome
@@ -162,6 +162,37 @@ def test_a_body_that_lies_about_its_size(serve: Serve) -> None:
         "POST", f"{SESSION}/jobs", b"{}", headers={"content-type": "application/json", "content-length": "-5"}
     )
     assert answer.status == 413
+
+
+def test_bodies_that_come_at_once(serve: Serve) -> None:
+    """All bodies under way may have so many bytes, and those of one identity: what is more is told to come again."""
+    served = serve(limits=ServerLimits(body=1000, bodies=2500, bodies_each=1500))
+    kind = {"content-type": "application/json"}
+
+    def begun(client: Client, size: int) -> Open:
+        before = served.server.bodies.size
+        stream = client.begin("POST", f"{SESSION}/find", kind)
+        stream.say(b" " * size)
+        until(lambda: stream.future is None or stream.future.done() or served.server.bodies.size > before)
+        return stream
+
+    def end(stream: Open, last: bytes = b"{}") -> tuple[int, str]:
+        stream.say(last, more=False)
+        while stream.step():
+            pass
+        return stream.status, stream.headers.get("retry-after", "")
+
+    first, second = begun(served.alice, 900), begun(served.alice, 500)
+    assert end(begun(served.alice, 200)) == (503, "5")
+    hers = begun(served.bob, 900)
+    assert end(begun(served.root, 300)) == (503, "5")
+    assert [end(stream)[0] for stream in (first, second, hers)] == [200] * 3
+    gone = begun(served.alice, 900)
+    gone.leave()
+    while gone.step():
+        pass
+    assert served.server.bodies.size == 0
+    assert end(begun(served.alice, 990)) == (200, "")
 
 
 def test_a_body_that_does_not_come(serve: Serve) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from wfl.drmaa2 import Capability
 from wfl.errors import InvalidArgumentError, WflError
 from wfl.log import log
+from wfl.server.bodies import Bodies
 from wfl.server.compatible import Compatible
 from wfl.server.database import Database
 from wfl.server.events import Hub
@@ -74,6 +75,7 @@ class JobServer:
         self._own = context.name not in ISOLATED | ELSEWHERE if own_directories is None else own_directories
         self.metrics = Metrics()
         self.places = Places(self.metrics, limits)
+        self.bodies = Bodies(limits)
         self.base_path = self.api_path = ""
         self.draining = False
         self._opened = False
@@ -216,6 +218,8 @@ class JobServer:
             except WflError as error:
                 shown = type(error)(self.ledger.shown(str(error)))
                 raise refusal(shown) from error
+            finally:
+                self.bodies.release(request)
 
         return answer
 

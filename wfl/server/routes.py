@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from wfl.server.events import Owner
     from wfl.server.files import Upload
     from wfl.server.identities import Identity
+    from wfl.server.jobs import Answer
 
 JSON = "application/json"
 PIECE = 1 << 20
@@ -114,10 +115,14 @@ class Api:
                 f"there are {len(body.jobs)} jobs, at most {self._server.limits.submissions} in one request"
             )
         keys = self._keys(request, body)
-        asked, wrong = _asked(zip(keys, body.jobs, strict=True))
         ledger = self._server.ledger
+
+        def start() -> tuple[list[Answer], dict[int, WflError]]:
+            asked, wrong = _asked(zip(keys, body.jobs, strict=True))
+            return ledger.submit(owner, asked) if asked else [], wrong
+
         with ledger.expecting(owner, [key for key in keys if key]):
-            answers = await self._server.acting.run(owner[0], ledger.submit, owner, asked) if asked else []
+            answers, wrong = await self._server.acting.run(owner[0], start)
         left = iter(answers)
         answers = [wrong[number] if number in wrong else next(left) for number in range(len(keys))]
         refused = sum(isinstance(answer, WflError) for answer in answers)
@@ -150,8 +155,10 @@ class Api:
         indexes = check_indexes(start, stop, step, self._server.limits.elements)
         ledger = self._server.ledger
         with ledger.expecting(owner, [key] if key else []):
-            asked = Asked(key, m.template_of(body.template), indexes, body.max_parallel)
-            (array,) = await self._server.acting.run(owner[0], ledger.submit, owner, [asked])
+            (array,) = await self._server.acting.run(
+                owner[0],
+                lambda: ledger.submit(owner, [Asked(key, m.template_of(body.template), indexes, body.max_parallel)]),
+            )
         if isinstance(array, WflError):
             raise array
         elements = {job.index or 0: m.StartedElement(index=job.index or 0, id=job.id) for job in array.jobs}
@@ -526,7 +533,7 @@ class Api:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:
             raise malformed(f"the body is {kind or 'of no type'}, expected {JSON}")
-        return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
+        return await self._server.bodies.read(request)
 
     async def _pieces(self, request: Request, upload: Upload) -> AsyncGenerator[bytes]:
         """A long body; it is cut off where it comes too slowly, or its client makes another request for the upload."""
@@ -545,24 +552,6 @@ class Api:
                 upload.waits = None
             size += len(piece)
             yield piece
-
-
-async def read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """All of a body. Raises HttpError where that is too much, or takes too long."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > limit:
-        raise HttpError(413, InvalidArgumentError(f"the body is larger than {limit} bytes"))
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > limit:
-                    raise HttpError(413, InvalidArgumentError(f"the body is larger than {limit} bytes"))
-                pieces.append(piece)
-    except TimeoutError:
-        raise HttpError(408, InvalidArgumentError("the body came too slowly")) from None
-    return b"".join(pieces)
 
 
 def identity_of(request: Request) -> Identity:
