@@ -417,13 +417,15 @@ def test_idle_connections(tmp_path: Path) -> None:
 
 
 def test_idle_connections_of_tls(tmp_path: Path) -> None:
-    """Hundreds of connections that agreed upon TLS, or began to, and say nothing, are in nobody's way."""
+    """Hundreds of silent connections that agreed upon TLS, or began to, cost little and are in nobody's way."""
     place = Certificates(tmp_path).server
     files = ("--tls-certificate", place / "cert.pem", "--tls-key", place / "key.pem")
-    bounds = ("--limit", "connections=100", "--limit", "header_seconds=600")
+    bounds = ("--limit", "connections=400", "--limit", "header_seconds=600")
     trusting = ssl.create_default_context(cafile=place / "ca.pem")
     trusting.check_hostname = False  # it is for the address
     with Running(tmp_path / "tls", *files, *bounds, context="fake") as server, contextlib.ExitStack() as stack:
+        assert server.request("GET", f"{API}/info", tls=trusting)[0] == 200
+        before = resident(server)
         for number in range(600):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
             if number % 3 == 1:
@@ -431,7 +433,8 @@ def test_idle_connections_of_tls(tmp_path: Path) -> None:
             elif number % 3:
                 stack.enter_context(trusting.wrap_socket(connection))
         assert server.request("GET", f"{API}/info", tls=trusting)[0] == 200  # the oldest silent ones make room
-        assert psutil.Process(server.process.pid).num_fds() < 200
+        assert psutil.Process(server.process.pid).num_fds() < 500
+        assert resident(server) - before < MEMORY
         assert "Traceback" not in server.log
 
 

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import uvicorn
@@ -37,6 +38,8 @@ _BACKLOG = 2048
 """Connections that wait in the kernel to be accepted."""
 _ACCEPTED = 16
 """Connections that are accepted in one round: they are counted only in later ones, which files have to last for."""
+_TLS_BUFFER = 32 << 10
+"""Bytes that asyncio keeps for each connection with TLS; its own 256 KiB would be a gigabyte for idle ones."""
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -304,4 +307,5 @@ def _connections(limits: ServerLimits, tls: Tls | None) -> type[Connection | Gat
     behind = type("LimitedConnection", (Connection,), settings)
     if tls is None:
         return behind
+    SSLProtocol.max_size = _TLS_BUFFER
     return type("LimitedGate", (Gate,), {**settings, "tls": tls.context(), "behind": behind})
