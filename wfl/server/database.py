@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from wfl.errors import SessionManagementError
@@ -96,7 +97,8 @@ class Database:
 
     def _keep_private(self, directory: Path) -> None:
         """Others are not to read what jobs are given, in whatever directory; SQLite gives its -wal the same mode."""
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(OSError):  # it is there, or SQLite says what is the matter
+            os.mknod(self.path, stat.S_IFREG | 0o600)
         for name in ("server.db", "jobs.db"):
             for path in (directory / f"{name}{end}" for end in ("", "-wal", "-shm")):
                 if path.exists() and path.stat().st_uid == os.geteuid():
