@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -291,6 +293,10 @@ class _Transaction:
 def _open(path: str) -> sqlite3.Connection:
     if not os.path.isdir(os.path.dirname(path)):
         raise SessionManagementError(f"store {path}: there is no directory {os.path.dirname(path)}")
+    with suppress(OSError):  # it is there, or SQLite says what is the matter
+        # SQLite would make it readable by all; what is beside it gets the same mode. It is not opened here: to close it
+        # would give up the locks that this program may have on it already.
+        os.mknod(path, stat.S_IFREG | 0o600)
     try:
         connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:

@@ -49,6 +49,7 @@ def test_unit_of_systemd(tmp_path: Path) -> None:
     (place,) = re.findall(r"^StateDirectory=(.*)$", unit, re.MULTILINE)
     assert options.directory == f"/var/lib/{place}"
     assert "KillMode=process" in unit.splitlines(), "jobs outlive the server"
+    assert not re.search("^PrivateTmp=", unit, re.MULTILINE), "and systemd would remove their /tmp"
     verify = shutil.which("systemd-analyze")
     if verify is None:
         pytest.skip("there is no systemd-analyze here, which comes with systemd")

@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 
 from tests.asgi import API, SESSION, until
 from tests.faults.machine import slowness
+from tests.faults.servers import Certificates
 from tests.server import PATIENCE, Running, received, token_for
 from wfl.drmaa2 import JobTemplate
 from wfl.server.policy import FIELDS
@@ -412,6 +414,29 @@ def test_idle_connections(tmp_path: Path) -> None:
             assert psutil.Process(server.process.pid).num_fds() < 700
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_idle_connections_of_tls(tmp_path: Path) -> None:
+    """Hundreds of silent connections that agreed upon TLS, or began to, cost little and are in nobody's way."""
+    place = Certificates(tmp_path).server
+    files = ("--tls-certificate", place / "cert.pem", "--tls-key", place / "key.pem")
+    bounds = ("--limit", "connections=400", "--limit", "header_seconds=600")
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.load_verify_locations(place / "ca.pem")
+    trusting.check_hostname = False  # it is for the address
+    with Running(tmp_path / "tls", *files, *bounds, context="fake") as server, contextlib.ExitStack() as stack:
+        assert server.request("GET", f"{API}/info", tls=trusting)[0] == 200
+        before = resident(server)
+        for number in range(600):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+            if number % 3 == 1:
+                connection.sendall(b"\x16\x03\x01\x02\x00\x01")  # a greeting begins so
+            elif number % 3:
+                stack.enter_context(trusting.wrap_socket(connection))
+        assert server.request("GET", f"{API}/info", tls=trusting)[0] == 200  # the oldest silent ones make room
+        assert psutil.Process(server.process.pid).num_fds() < 500
+        assert resident(server) - before < MEMORY
+        assert "Traceback" not in server.log
 
 
 def test_wrong_tokens_by_the_thousand(server: Running) -> None:

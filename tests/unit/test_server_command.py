@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,7 +21,7 @@ from pkgutil import resolve_name
 import pytest
 
 from tests.asgi import API, SESSION, until
-from tests.server import PATIENCE, Running
+from tests.server import PATIENCE, Running, received
 from wfl.errors import InvalidArgumentError
 from wfl.server import __main__ as command
 from wfl.server.serving import Tls, is_loopback, listen
@@ -50,6 +51,9 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     assert "expires" in listed[3]
     assert token not in "".join(listed)
+    for option, shown in (("--no-admin", "alice"), ("--admin", "alice admin")):
+        printed(capsys, "token", "create", "alice", "--directory", tmp_path, option)
+        assert printed(capsys, "token", "list", "--directory", tmp_path).splitlines()[0] == shown
     assert printed(capsys, "token", "revoke", "bob", "--directory", tmp_path) == "1 revoked"
     assert run("token", "revoke", "bob", "--directory", tmp_path) == 1
     assert "there is no token 'bob'" in capsys.readouterr().err
@@ -295,13 +299,14 @@ def test_requests_one_after_another(serve: Callable[..., Running]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_http(serve: Callable[..., Running], request_: bytes) -> None:
-    """It is refused, and the server goes on."""
+    """It is refused, with a line in the log that tells the address, and the server goes on."""
     server = serve("--limit", "header_seconds=0.2", context="fake")
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         connection.sendall(request_)
         with contextlib.suppress(ConnectionError):
             answer = connection.recv(1000)
             assert not answer or int(answer.split(b" ")[1]) in (400, 401, 431), answer
+    until(lambda: re.search(r" 127\.0\.0\.1(: what came is no request|: cut off| - )", server.log))
     assert server.request("GET", "/healthz") == (200, b"ok\n")
 
 
@@ -366,6 +371,39 @@ def test_tls_and_client_certificates(
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(OSError, match=r"."):
         server.request("GET", f"{API}/info", tls=old)
+
+
+def test_tls_that_is_not_agreed_upon(serve: Callable[..., Running], tmp_path: Path) -> None:
+    """Until TLS is agreed upon a connection counts, has as little time as one that does not ask, and is logged."""
+    own, key = certificate_of("server", tmp_path)
+    bounds = ("--limit", "header_seconds=1", "--limit", "connections=20")
+    server = serve("--tls-certificate", own, "--tls-key", key, *bounds, context="fake")
+    trusting = ssl.create_default_context(cafile=own)
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE / 2))
+            for _ in range(60)
+        ]
+        assert server.request("GET", "/healthz", tls=trusting) == (200, b"ok\n")
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 60
+        for one in silent:
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        received(plain)
+    until(lambda: "127.0.0.1: TLS was not agreed upon: [SSL: HTTP_REQUEST]" in server.log)
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("options", [("user", "user=1000"), ("user=1000", "user")])
+def test_extensions_with_and_without_patterns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    """Both for one extension is refused: which of them is meant nobody knows."""
+    words = [word for one in options for word in ("--allow-extension", one)]
+    assert run("serve", "--directory", tmp_path, "--no-authentication", *words) == 1
+    assert "--allow-extension user is given with a pattern and without one" in capsys.readouterr().err
 
 
 def test_files_of_tls_that_cannot_be_used(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.asgi import API, SESSION, Client, Open, Served, ended, started, state
 from wfl.record import Record
 from wfl.server import ServerLimits, identities
 from wfl.server.events import FEW, ROUND, Hub
+from wfl.server.streams import events
 from wfl.testing import FakeContext, FakeSystem, Outcome
 
 EVENTS = f"{SESSION}/events"
@@ -351,6 +352,43 @@ def test_nothing_is_kept_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         hub.tidy()
         assert hub.position(hub.channel(owner), cursor) is None
         assert (hub._size, len(hub._kept)) == (0, 0)  # noqa: SLF001
+
+    asyncio.run(run())
+
+
+def test_nobody_is_forgotten_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names are asked for: who is just being told is not forgotten, nor what another identity had."""
+    monkeypatch.setattr("wfl.server.events.MOST", 3)
+
+    async def run() -> None:
+        hub = hub_of(lambda _: None)
+        heard, others = hub.channel(("a", "heard")), hub.channel(("b", "s"))
+        heard.listeners += 1
+        for number in range(10):
+            hub.channel(("a", str(number)))
+        assert hub.channel(("a", "heard")) is heard
+        assert hub.channel(("b", "s")) is others
+        assert len(hub._channels) == 4  # noqa: SLF001 - what would grow
+
+    asyncio.run(run())
+
+
+def test_a_busy_stream_ends_with_its_token() -> None:
+    """A stream that always has something to tell is ended, too, when its token is revoked."""
+    owner = ("a", "s")
+
+    async def run() -> None:
+        hub = hub_of(lambda record: (owner, record.key.encode()))
+        good = [True]
+        stream = events(
+            hub, owner, None, asyncio.get_running_loop().create_future(), heartbeat=60, still=lambda: good[0]
+        )
+        assert b"event: jobs" in await anext(stream)
+        hub._tell(changed("1"))  # noqa: SLF001 - without the loop's turn
+        assert b"1" in await anext(stream)
+        hub._tell(changed("2"))  # noqa: SLF001
+        good[0] = False
+        assert [piece async for piece in stream] == []
 
     asyncio.run(run())
 

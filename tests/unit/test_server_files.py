@@ -156,6 +156,31 @@ def test_following_ends_with_the_server(serve: Serve) -> None:
             pass
 
 
+@pytest.mark.parametrize("query", ["", "?follow=true"])
+def test_a_revoked_token_ends_output(serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    """Output that is being sent is cut off when the secret is revoked, although there is always more of it."""
+    served = serve(FakeSystem({"x": Outcome(output="x" * (3 << 20))}))
+    id = started(served.alice, "x")
+    ended(served.alice, id)
+    answers = iter([True, False])
+    monkeypatch.setattr(served.identities, "still", lambda _: next(answers))
+    with served.alice.stream(f"{API}/jobs/{id}/output/stdout{query}") as stream:
+        while stream.step():
+            pass
+    assert (len(stream.body), stream.cut) == (1 << 20, True)
+
+
+def test_output_takes_a_place(serve: Serve) -> None:
+    """Also output as a whole is one of the streams that an identity may have open."""
+    served = serve(FakeSystem({"stay": Outcome(duration=math.inf, output="x")}), limits=ServerLimits(streams_each=1))
+    id = started(served.alice, "stay")
+    with served.alice.stream(f"{API}/jobs/{id}/output/stdout?follow=true") as stream:
+        stream.until(len)
+        assert output(served.alice, id).error == (503, "TryLaterError")
+    until(lambda: not served.server.metrics.streams)
+    assert output(served.alice, id).body == b"x"
+
+
 def test_output_that_breaks_off(serve: Serve) -> None:
     """Where the system fails in the middle, the connection is cut: what came is not taken for the whole."""
     system = FakeSystem({"x": Outcome(output="x" * (3 << 20))})

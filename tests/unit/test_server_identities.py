@@ -33,7 +33,9 @@ def identities(path: Path, monkeypatch: pytest.MonkeyPatch) -> Identities:
     """None yet; the file is looked at each time, and passwords are computed quickly."""
     monkeypatch.setattr(module, "LOOK", 0.0)
     monkeypatch.setattr(module, "_COST", {**module._COST, "n": 16})  # noqa: SLF001 - 50 ms each would add up
-    return Identities(path, passwords=3)
+    made = Identities(path)
+    made.passwords = 3
+    return made
 
 
 def who(identities: Identities, authorization: str | None = None, **more: str) -> Identity | None:
@@ -162,6 +164,66 @@ def test_guessing(identities: Identities) -> None:
     assert who(identities, basic("alice", "wrong 4"), address="b") is None
 
 
+def gathered(identities: Identities, *given: tuple[str, str, str]) -> list[str | None]:
+    """Who those are that come at once: name, password, address; "later": told to come again."""
+
+    async def one(name: str, password: str, address: str) -> str | None:
+        try:
+            return named(await identities.identify(Credentials(basic(name, password), address=address)))
+        except TooManyError:
+            return "later"
+
+    async def all_() -> list[str | None]:
+        return await asyncio.gather(*(one(*each) for each in given))
+
+    return asyncio.run(all_())
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passwords that are computed, each of which takes a while."""
+    found: list[str] = []
+    fits = module._fits  # noqa: SLF001 - what is counted
+
+    def count(password: str, kept: str) -> bool:
+        found.append(password)
+        time.sleep(0.02)
+        return fits(password, kept)
+
+    monkeypatch.setattr(module, "_fits", count)
+    return found
+
+
+def test_guessing_at_once(identities: Identities, computed: list[str]) -> None:
+    """Guesses that come at once are counted as they come: no more are looked at than one after another."""
+    identities.set_password("alice", "correct horse")
+    found = gathered(identities, *(("alice", f"wrong {number}", "a") for number in range(50)))
+    assert len(computed) == 3
+    assert found.count("later") == 47
+    with pytest.raises(TooManyError, match="wait a minute"):
+        who(identities, basic("alice", "correct horse"), address="a")
+
+
+def test_guesses_are_in_nobodys_way(identities: Identities, computed: list[str]) -> None:
+    """Of one address few are looked at, and few in all; the rest is refused at once and waits for nothing."""
+    identities.set_password("alice", "correct horse")
+    one = [(f"nobody{number}", "guess", "a") for number in range(50)]
+    assert gathered(identities, *one, ("alice", "correct horse", "b"))[-1] == "alice"
+    assert len(computed) == module._MOST_EACH + 1  # noqa: SLF001 - the bound
+    many = [(f"nobody{number}", "guess", str(number)) for number in range(50)]
+    assert gathered(identities, *many).count("later") == 50 - module._MOST  # noqa: SLF001 - the bound
+
+
+def test_a_right_password_from_many_connections(identities: Identities, computed: list[str]) -> None:
+    """It is computed once, and is no guess."""
+    identities.set_password("alice", "correct horse")
+    for _ in range(2):
+        assert gathered(identities, *[("alice", "correct horse", "a")] * 50) == ["alice"] * 50
+    assert len(computed) == 1
+    for number in range(3):
+        assert who(identities, basic("alice", f"wrong {number}"), address="a") is None
+
+
 @pytest.mark.parametrize("password", ["", "short", "x" * 1025])
 def test_passwords_that_are_none(identities: Identities, password: str) -> None:
     """A password has a length that can be meant."""
@@ -169,16 +231,8 @@ def test_passwords_that_are_none(identities: Identities, password: str) -> None:
         identities.set_password("alice", password)
 
 
-def test_names_that_are_nobodys_take_as_long(identities: Identities, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_are_nobodys_take_as_long(identities: Identities, computed: list[str]) -> None:
     """A password is computed for a name that is not there, too: who guesses learns no names."""
-    computed: list[str] = []
-    fits = module._fits  # noqa: SLF001 - what is counted
-
-    def count(password: str, kept: str) -> bool:
-        computed.append(kept)
-        return fits(password, kept)
-
-    monkeypatch.setattr(module, "_fits", count)
     identities.set_password("alice", "correct horse")
     who(identities, basic("alice", "wrong horse"))
     who(identities, basic("nobody", "wrong horse"))
@@ -240,6 +294,45 @@ def test_a_file_that_is_wrong(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SessionManagementError, match="identities"):
         Identities(path)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_text("{"), lambda path: (path.unlink(), path.mkdir())])
+def test_a_file_that_becomes_wrong(
+    identities: Identities, path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], object]
+) -> None:
+    """Nobody is let in by what was in it, and nobody is told where it is; the log says that once. Then it goes on."""
+    token = identities.create_token("alice")
+    identity = who(identities, f"Bearer {token}")
+    assert identity is not None
+    good = path.read_text()
+    harm(path)
+    for header in (f"Bearer {token}", "Bearer wrong", None, f"Bearer {token}"):
+        with pytest.raises(SessionManagementError, match="its log says why") as caught:
+            who(identities, header)
+        assert str(path) not in str(caught.value)
+    assert not identities.still(identity)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in line
+    if path.is_dir():
+        path.rmdir()
+    path.write_text(good)
+    assert identities.still(identity)
+    assert named(who(identities, f"Bearer {token}")) == "alice"
+
+
+def test_administrators(identities: Identities) -> None:
+    """Who is one is so with all secrets; a new secret changes nothing of that unless it is said."""
+    token = identities.create_token("alice", admin=True)
+
+    def is_admin() -> bool:
+        found = who(identities, f"Bearer {token}")
+        return found is not None and found.admin
+
+    found = [is_admin()]
+    for admin in (None, False, None, True):
+        identities.create_token("alice", admin=admin)
+        found.append(is_admin())
+    assert found == [True, True, False, False, True]
 
 
 def test_commands_at_once(identities: Identities, path: Path) -> None:

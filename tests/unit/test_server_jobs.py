@@ -821,6 +821,82 @@ def test_jobs_of_one_identity(serve: Serve) -> None:
     started(served.alice)
 
 
+def test_jobs_of_one_request(serve: Serve) -> None:
+    """Those of one request count, too, and so do those of requests at once: what there is room for is taken."""
+    served = serve(limits=ServerLimits(jobs=5))
+    answers = submit(served.alice, *[{"remoteCommand": "x"}] * 8)
+    assert ["id" in one for one in answers] == [True] * 5 + [False] * 3
+    assert {one["error"]["type"] for one in answers[5:]} == {"OutOfResourceError"}
+    assert submit(served.alice, *[{"remoteCommand": "x"}] * 8)[:5] == answers[:5]  # the same ones, which need no room
+    body = {"template": {"remoteCommand": "x"}, "indexes": [0, 6, 1]}
+    assert served.bob.post(f"{SESSION}/arrays", body).error == (422, "OutOfResourceError")
+    statuses: list[int] = []
+    small = {"template": {"remoteCommand": "x"}, "indexes": [0, 3, 1]}
+    threads = [
+        threading.Thread(target=lambda: statuses.append(served.bob.post(f"{SESSION}/arrays", small).status))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 422, 422, 422]
+
+
+def test_room_for_what_could_not_be_written_down(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was never written down takes no room."""
+    served = serve(limits=ServerLimits(jobs=1))
+
+    def full(*_: object) -> None:
+        raise errors.SessionManagementError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.server.database, "add", full)
+        body = {"jobs": [{"template": {"remoteCommand": "x"}}]}
+        assert served.alice.post(f"{SESSION}/jobs", body).error == (503, "SessionManagementError")
+    started(served.alice)
+
+
+def test_nobody_else_reads_what_is_kept(tmp_path: Path) -> None:
+    """Files of a server in a directory that was there before are its user's alone, also those of an older version."""
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o755)
+    for name in ("server.db", "jobs.db"):
+        (directory / name).touch(mode=0o644)
+    before = os.umask(0o022)
+    try:
+        served = Served(tmp_path, lambda: FakeContext(FakeSystem()))
+        started(served.alice)
+        found = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir() if path.is_file()}
+        served.stop()
+    finally:
+        os.umask(before)
+    assert {"server.db", "server.db-wal", "jobs.db", "jobs.db-wal"} <= found.keys()
+    assert set(found.values()) == {0o600}
+
+
+@pytest.mark.parametrize("what", ["control", "find", "reap"])
+def test_ids_that_are_no_text(serve: Serve, what: str) -> None:
+    """An id that cannot even be answered is malformed; in a template such a name is a file's."""
+    served = serve()
+    more = b', "action": "kill"' if what == "control" else b""
+    body = b'{"ids": ["\\ud800"]%s}' % more
+    answer = served.alice.request("POST", f"{SESSION}/{what}", body, headers={"content-type": "application/json"})
+    assert answer.error == (400, "InvalidArgumentError")
+    job = b'{"jobs": [{"template": {"remoteCommand": "x", "args": ["\\udcff"]}}]}'
+    answer = served.alice.request("POST", f"{SESSION}/jobs", job, headers={"content-type": "application/json"})
+    assert "id" in answer.json()["jobs"][0]
+
+
+@pytest.mark.parametrize("key", ["", "a\n", "\u00e4", "x" * 201])
+def test_keys_that_are_none(serve: Serve, key: str) -> None:
+    """A key is one line of printable ASCII."""
+    served = serve()
+    jobs = {"jobs": [{"key": key, "template": {"remoteCommand": "x"}}]}
+    assert served.alice.post(f"{SESSION}/jobs", jobs).status == 400
+    assert served.alice.post(f"{SESSION}/find", {"keys": [key]}).status == 400
+
+
 # -- the system, and the end --
 
 

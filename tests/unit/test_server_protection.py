@@ -13,9 +13,11 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from tests.asgi import API, SESSION, Client, Served, started, submit
-from wfl.server import ServerLimits
+from tests.asgi import API, SESSION, Client, Open, Served, started, submit, until
+from wfl.server import ServerLimits, create_app, identities
 from wfl.server.routes import ENDPOINTS
 from wfl.testing import FakeContext, FakeSystem, Outcome
 
@@ -77,13 +79,25 @@ def test_passwords_and_certificates(serve: Serve) -> None:
 
 def test_guessing_passwords(serve: Serve) -> None:
     """After some wrong ones there is a pause, which the answer tells; tokens go on."""
-    served = serve()
+    served = serve(limits=ServerLimits(passwords=4))
     served.identities.set_password("alice", PASSWORD)
     guess = served.open.with_headers(authorization=basic("alice", "wrong horse"))
-    statuses = [guess.get(f"{API}/info").status for _ in range(11)]
-    assert statuses == [401] * 10 + [429]
+    statuses = [guess.get(f"{API}/info").status for _ in range(5)]
+    assert statuses == [401] * 4 + [429]
     assert int(guess.get(f"{API}/info").headers["retry-after"]) > 0
     assert served.alice.get(f"{API}/info").status == 200
+
+
+def test_identities_that_cannot_be_read(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets in, and who knocks is told to come again, but not where the file is."""
+    monkeypatch.setattr(identities, "LOOK", 0.0)
+    served = serve()
+    served.identities.path.write_text("{")
+    for client in (served.open, served.alice, served.alice):
+        answer = client.get(f"{API}/info")
+        assert answer.error == (503, "SessionManagementError")
+        assert int(answer.headers["retry-after"]) > 0
+        assert str(served.identities.path) not in answer.message
 
 
 def test_headers_that_are_there_twice(serve: Serve) -> None:
@@ -93,6 +107,27 @@ def test_headers_that_are_there_twice(serve: Serve) -> None:
     while stream.step():
         pass
     assert stream.status == 400
+
+
+def test_a_part_of_another_application(tmp_path: Path) -> None:
+    """Where it is mounted, too, probes need no token, the description says where it is, and its limits are kept."""
+    who = identities.Identities(tmp_path / "identities.json")
+    who.set_password("alice", PASSWORD)
+    limits = ServerLimits(passwords=1)
+    jobs = create_app(FakeContext(), directory=tmp_path / "data", identities=who, limits=limits, open_metrics=True)
+    mounts = [Mount("/jobs", jobs), Mount("/again", jobs)]
+    client = Client(Starlette(routes=mounts, lifespan=jobs.state.server.running))
+    try:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert client.get(f"/jobs{path}").status == 200
+        assert client.get(f"/jobs{API}/healthz").status == 401
+        alice = client.with_headers(authorization=basic("alice", PASSWORD))
+        for place in ("/jobs", "/again"):
+            assert alice.get(f"{place}{API}/openapi.json").json()["servers"] == [{"url": place + API}]
+        guess = client.with_headers(authorization=basic("alice", "wrong horse"))
+        assert [guess.get(f"/jobs{API}/info").status for _ in range(2)] == [401, 429]
+    finally:
+        client.close()
 
 
 # -- sizes, times, rates --
@@ -127,6 +162,37 @@ def test_a_body_that_lies_about_its_size(serve: Serve) -> None:
         "POST", f"{SESSION}/jobs", b"{}", headers={"content-type": "application/json", "content-length": "-5"}
     )
     assert answer.status == 413
+
+
+def test_bodies_that_come_at_once(serve: Serve) -> None:
+    """All bodies under way may have so many bytes, and those of one identity: what is more is told to come again."""
+    served = serve(limits=ServerLimits(body=1000, bodies=2500, bodies_each=1500))
+    kind = {"content-type": "application/json"}
+
+    def begun(client: Client, size: int) -> Open:
+        before = served.server.bodies.size
+        stream = client.begin("POST", f"{SESSION}/find", kind)
+        stream.say(b" " * size)
+        until(lambda: stream.future is None or stream.future.done() or served.server.bodies.size > before)
+        return stream
+
+    def end(stream: Open, last: bytes = b"{}") -> tuple[int, str]:
+        stream.say(last, more=False)
+        while stream.step():
+            pass
+        return stream.status, stream.headers.get("retry-after", "")
+
+    first, second = begun(served.alice, 900), begun(served.alice, 500)
+    assert end(begun(served.alice, 200)) == (503, "5")
+    hers = begun(served.bob, 900)
+    assert end(begun(served.root, 300)) == (503, "5")
+    assert [end(stream)[0] for stream in (first, second, hers)] == [200] * 3
+    gone = begun(served.alice, 900)
+    gone.leave()
+    while gone.step():
+        pass
+    assert served.server.bodies.size == 0
+    assert end(begun(served.alice, 990)) == (200, "")
 
 
 def test_a_body_that_does_not_come(serve: Serve) -> None:
@@ -319,6 +385,8 @@ def test_metrics(serve: Serve) -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     text = answer.body.decode()
     assert 'wfl_jobs{state="running"} 1\n' in text
+    assert "# HELP wfl_requests_waiting Requests that run in a thread" in text
+    assert "\nwfl_draining 0\n" in text
     assert 'wfl_submissions_total{result="accepted"} 1\n' in text
     assert 'wfl_submissions_total{result="refused"} 1\n' in text
     route = f"{API}/jobs/{{id}}"

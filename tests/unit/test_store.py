@@ -782,6 +782,20 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[], Path]]:
         place.chmod(0o755)
 
 
+def test_others_do_not_read_it(tmp_path: Path) -> None:
+    """A new store is its user's alone, as templates may have secrets; one that is shared stays so."""
+    before = os.umask(0o022)
+    try:
+        with closing(Store(str(tmp_path / "jobs"))) as opened:
+            opened.directory("s")
+            assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()} == {0o600}
+        (tmp_path / "jobs").chmod(0o664)
+        with closing(Store(str(tmp_path / "jobs"))):
+            assert (tmp_path / "jobs").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
 def test_read_only_store(read_only: Callable[[], Path], tmp_path: Path) -> None:
     """A store that cannot be written is refused on opening, not when the first job is lost."""
     Store(os.fspath(tmp_path / "place" / "jobs")).close()

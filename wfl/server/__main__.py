@@ -108,7 +108,7 @@ def _tls(options: argparse.Namespace) -> Tls | None:
 def _guardian(options: argparse.Namespace, directory: Path) -> Guardian:
     if options.no_authentication:
         return Anybody()
-    identities = Identities(_identities_path(options, directory), passwords=_limits(options.limit).passwords)
+    identities = Identities(_identities_path(options, directory))
     if identities.empty:
         words = f"{PROGRAM} token create NAME --directory DIR makes one; --no-authentication needs none"
         raise InvalidArgumentError(f"nobody could use this server: {identities.path} has no identity. {words}")
@@ -142,7 +142,10 @@ def _policy(options: argparse.Namespace) -> Policy:
     for text in options.allow_extension:
         name, mark, pattern = text.partition("=")
         known = extensions.setdefault(name, [] if mark else None)
-        if mark and known is not None:
+        if bool(mark) != (known is not None):
+            words = "is given with a pattern and without one, which would allow anything"
+            raise InvalidArgumentError(f"--allow-extension {name} {words}")
+        if known is not None:
             known.append(pattern)
     return Policy(
         commands=options.allow_command or None,
@@ -276,7 +279,10 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_admin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--admin", action="store_true", help="sees and controls the jobs of all")
+    about = (
+        "whether NAME, with all its secrets, sees and controls the jobs of all (default: as it was; of a new one: no)"
+    )
+    parser.add_argument("--admin", action=argparse.BooleanOptionalAction, help=about)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,12 @@ from starlette.routing import Route
 from wfl.drmaa2 import Capability
 from wfl.errors import InvalidArgumentError, WflError
 from wfl.log import log
+from wfl.server.bodies import Bodies
 from wfl.server.compatible import Compatible
 from wfl.server.database import Database
 from wfl.server.events import Hub
 from wfl.server.files import Files
+from wfl.server.identities import Identities
 from wfl.server.jobs import Ledger
 from wfl.server.limits import ServerLimits
 from wfl.server.metrics import MEDIA, Metrics
@@ -74,6 +76,7 @@ class JobServer:
         self._own = own and not context.default_template.working_directory  # which is one for all jobs
         self.metrics = Metrics()
         self.places = Places(self.metrics, limits)
+        self.bodies = Bodies(limits)
         self.base_path = self.api_path = ""
         self.draining = False
         self._opened = False
@@ -216,6 +219,8 @@ class JobServer:
             except WflError as error:
                 shown = type(error)(self.ledger.shown(str(error)))
                 raise refusal(shown) from error
+            finally:
+                self.bodies.release(request)
 
         return answer
 
@@ -234,11 +239,9 @@ class JobServer:
         """What it counts."""
         request.scope["state"]["route"] = "/metrics"
         states = await self.looking.run(OWN, self.ledger.counts)
-        gauges = {
-            "wfl_requests_waiting": float(self.acting.pending + self.looking.pending + self.reading.pending),
-            "wfl_draining": float(self.draining),
-        }
-        text = self.metrics.text({str(state): count for state, count in states.items()}, gauges)
+        waiting = self.acting.pending + self.looking.pending + self.reading.pending
+        by_name = {str(state): count for state, count in states.items()}
+        text = self.metrics.text(by_name, waiting=waiting, draining=self.draining)
         return Response(text, media_type=MEDIA)
 
 
@@ -277,6 +280,8 @@ def create_app(
     place = Path(directory).absolute()
     base, old = _checked_path("base_path", base_path), _checked_path("legacy_path", legacy_path)
     limits = limits or ServerLimits()
+    if isinstance(identities, Identities):
+        identities.passwords = limits.passwords
     server = JobServer(context, place, identities, policy or Policy(), limits, own_directories=own_directories)
     server.base_path, server.api_path = base, base + VERSION_PATH
     routes = _routes(server, Api(server))

@@ -19,7 +19,7 @@ from wfl.drmaa2 import CPU_TIME, WALLCLOCK_TIME, JobInfo, JobState, JobTemplate
 from wfl.errors import InvalidArgumentError, WflError
 from wfl.server.jobs import Array, Asked, check_indexes
 from wfl.server.refusals import HttpError, words
-from wfl.server.routes import identity_of, read_body
+from wfl.server.routes import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -239,7 +239,7 @@ class Compatible:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a page of another site cannot send that unasked
             raise HttpError(415, InvalidArgumentError("the body is of another type than application/json"))
-        return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
+        return await self._server.bodies.read(request)
 
     def _words(self, error: Exception) -> str:
         return self._server.ledger.shown(words(str(error)))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from wfl.errors import SessionManagementError
@@ -85,16 +86,26 @@ class Database:
         self._lock = threading.Lock()
         self._claim = _claim(directory)
         try:
+            self._keep_private(directory)
             self._connection = sqlite3.connect(
                 self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
             self._prepare()
         except BaseException as error:
             os.close(self._claim)
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | OSError):
                 raise _trouble(self.path, error) from error
             raise
         self.id = self._identity()
+
+    def _keep_private(self, directory: Path) -> None:
+        """Others are not to read what jobs are given, in whatever directory; SQLite gives its -wal the same mode."""
+        with suppress(OSError):  # it is there, or SQLite says what is the matter
+            os.mknod(self.path, stat.S_IFREG | 0o600)
+        for name in ("server.db", "jobs.db"):
+            for path in (directory / f"{name}{end}" for end in ("", "-wal", "-shm")):
+                if path.exists() and path.stat().st_uid == os.geteuid():
+                    path.chmod(0o600)
 
     def _prepare(self) -> None:
         connection = self._connection
@@ -260,5 +271,5 @@ def _claim(directory: Path) -> int:
     return descriptor
 
 
-def _trouble(path: Path, error: sqlite3.Error) -> SessionManagementError:
+def _trouble(path: Path, error: Exception) -> SessionManagementError:
     return SessionManagementError(f"{path}: {error}")

@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ FEW = 10
 ROUND = 500
 """Changes in one round, so that others get their turn on the loop."""
 MOST = 10_000
-"""Client sessions for which events are kept; beyond that those that nobody listens to are forgotten, oldest first."""
+"""Sessions of one identity for which events are kept; beyond that those that nobody listens to are forgotten, oldest
+first: no identity is in the way of others."""
 IDLE = 900.0
 """Seconds for which events are kept for a client session that nobody listens to."""
 
@@ -57,6 +58,11 @@ class Channel:
         self.listeners = 0
         self.touched = time.monotonic()
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody waits here, or is just being told."""
+        return bool(self.listeners or self.waiters)
+
 
 class Hub:
     """All channels. `describe` gives of changed records whose they are, and their job as JSON (None: nobody's)."""
@@ -67,6 +73,7 @@ class Hub:
         self.closed = False
         self._describe, self._limit = describe, limit
         self._channels: dict[Owner, Channel] = {}
+        self._each: Counter[str] = Counter()  # of an identity
         self._kept: deque[Channel] = deque()  # in the order of what they told
         self._size = 0
         self._lock = threading.Lock()
@@ -150,8 +157,10 @@ class Hub:
         channel = self._channels.pop(owner, None)
         if channel is None:
             channel = Channel(self.number)
-            if len(self._channels) >= MOST:
-                self._forget(next((name for name, one in self._channels.items() if not one.waiters), owner))
+            if self._each[owner[0]] >= MOST:
+                its = ((name, one) for name, one in self._channels.items() if name[0] == owner[0])
+                self._forget(next((name for name, one in its if not one.is_heard), owner))
+            self._each[owner[0]] += 1
         self._channels[owner] = channel  # the last one that was asked for is the last one in line
         channel.touched = time.monotonic()
         return channel
@@ -159,6 +168,7 @@ class Hub:
     def _forget(self, owner: Owner) -> None:
         channel = self._channels.pop(owner, None)
         if channel is not None:
+            self._each[owner[0]] -= 1
             self._size -= sum(len(told.frame) for told in channel.told)
             channel.told.clear()
 
@@ -197,7 +207,7 @@ class Hub:
         """Forget what nobody has listened to for long; who comes back all the same looks at all of its jobs."""
         now = time.monotonic()
         for owner, channel in [*self._channels.items()]:
-            if not channel.listeners and not channel.waiters and now - channel.touched > IDLE:
+            if not channel.is_heard and now - channel.touched > IDLE:
                 self._forget(owner)
         self._kept = deque(channel for channel in self._kept if channel.told)
 

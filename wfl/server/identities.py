@@ -12,10 +12,12 @@ import binascii
 import fcntl
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,13 +27,17 @@ import msgspec
 from msgspec import Struct, field
 
 from wfl.errors import InvalidArgumentError, SessionManagementError, nearest
+from wfl.server.limits import ServerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+log = logging.getLogger("wfl.server")
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 """What an identity may be called."""
 _TOKEN = re.compile(r"wfl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_MINUTE = 60
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 LOOK = 1.0
 """Seconds between two looks whether the file has changed: a token that was revoked works no longer than that."""
@@ -42,6 +48,8 @@ LONGEST = 1024
 _COST = {"n": 1 << 14, "r": 8, "p": 1, "maxmem": 64 << 20}
 """Of scrypt: 16 MiB and some 50 ms each."""
 _AT_ONCE = 2
+_MOST, _MOST_EACH = 16, 4
+"""Passwords that are being computed or wait for it: in all, and of one address. Each holds a connection meanwhile."""
 
 
 class Identity(Struct, frozen=True):
@@ -106,21 +114,30 @@ class _File(Struct, forbid_unknown_fields=True):
 
 
 class TooManyError(Exception):
-    """Too many wrong passwords came for this name from this address."""
+    """Too many passwords; `seconds` is when to come again."""
+
+    def __init__(self, words: str, seconds: int) -> None:
+        super().__init__(words)
+        self.seconds = seconds
 
 
 class Identities:
-    """The identities in a file. `passwords`: how many wrong ones a name may have tried in a minute from one address."""
+    """The identities in a file.
 
-    def __init__(self, path: str | os.PathLike[str], *, passwords: int = 10) -> None:
+    passwords: how many wrong ones a name may have tried in a minute from one address; a server says it (ServerLimits).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._passwords = passwords
+        self.passwords = ServerLimits().passwords
+        self._broken = False
         self._seen: tuple[int, int, int] | None = None
         self._looked = -LOOK
         self._entries: dict[str, Entry] = {}
         self._tokens: dict[str, tuple[Entry, Token]] = {}
         self._certificates: dict[str, Entry] = {}
-        self._computing: asyncio.Semaphore | None = None
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "wfl-server-passwords")
+        self._computing: dict[tuple[bytes, str | None], tuple[str, asyncio.Future[bool]]] = {}
         self._right: dict[bytes, tuple[float, str]] = {}
         self._wrong: dict[tuple[str, str], list[float]] = {}
         self._salt = os.urandom(32)
@@ -129,8 +146,13 @@ class Identities:
     # -- who is it? --
 
     async def identify(self, credentials: Credentials) -> Identity | None:
-        """By the Authorization header; only without one by the certificate. Raises TooManyError."""
+        """By the Authorization header; only without one by the certificate. Raises TooManyError.
+
+        Raises SessionManagementError while the file cannot be read.
+        """
         self._look()
+        if self._broken:
+            raise SessionManagementError("who may use this server cannot be read now; its log says why")
         given = credentials.authorization
         if given is None:
             return self._by_certificate(credentials.certificate)
@@ -144,6 +166,8 @@ class Identities:
     def still(self, identity: Identity) -> bool:
         """Whether the secret that an identity was known by is still good, and it is what it was."""
         self._look()
+        if self._broken:
+            return False
         kind, _, id = identity.credential.partition(":")
         entry = self._entries.get(identity.name)
         if entry is None or entry.admin != identity.admin:
@@ -180,32 +204,45 @@ class Identities:
         proof = hmac.digest(self._salt, f"{name}:{password}".encode(), "sha256")
         until, was = self._right.get(proof, (0.0, ""))
         if kept is None or time.monotonic() > until or not hmac.compare_digest(was, kept):
-            self._check_tries(name, address)
-            if not await self._is_right(password, kept):
-                self._wrong.setdefault((name, address), []).append(time.monotonic())
+            if (proof, kept) not in self._computing:  # else it is the same once more
+                try_ = self._check_tries(name, address)
+                computing = asyncio.ensure_future(self._is_right(password, kept, (name, address), try_))
+                self._computing[proof, kept] = address, computing
+                computing.add_done_callback(lambda _: self._computing.pop((proof, kept)))
+            if not await asyncio.shield(self._computing[proof, kept][1]):
                 return None
             self._remember(proof, kept or "")
         if entry is None or kept is None:
             return None
         return Identity(entry.name, entry.admin, f"password:{_digest(kept)}")
 
-    async def _is_right(self, password: str, kept: str | None) -> bool:
+    async def _is_right(self, password: str, kept: str | None, whose: tuple[str, str], try_: float) -> bool:
         """A name that is not there, or has no password, takes as long as one that has."""
-        self._computing = self._computing or asyncio.Semaphore(_AT_ONCE)
-        async with self._computing:
-            right = await asyncio.to_thread(_fits, password, kept or _NO_PASSWORD)
-        return right and kept is not None
+        found = asyncio.get_running_loop().run_in_executor(self._threads, _fits, password, kept or _NO_PASSWORD)
+        right = await found and kept is not None
+        if right and try_ in (tries := self._wrong.get(whose, [])):
+            tries.remove(try_)
+        return right
 
     def _remember(self, proof: bytes, kept: str) -> None:
         now = time.monotonic()
         self._right = {key: value for key, value in self._right.items() if value[0] > now}
         self._right[proof] = (now + REMEMBERED, kept)
 
-    def _check_tries(self, name: str, address: str) -> None:
+    def _check_tries(self, name: str, address: str) -> float:
+        """One more, which counts as wrong until it is known to be right: others may come meanwhile."""
         now = time.monotonic()
-        self._wrong = {key: left for key, tries in self._wrong.items() if (left := [t for t in tries if now - t < 60])}  # noqa: PLR2004 - a minute
-        if len(self._wrong.get((name, address), ())) >= self._passwords or len(self._wrong) > 10_000:  # noqa: PLR2004
-            raise TooManyError
+        addresses = [whose for whose, _ in self._computing.values()]
+        if len(addresses) >= _MOST or addresses.count(address) >= _MOST_EACH:
+            raise TooManyError("too many passwords at a time", 1)
+        self._wrong = {
+            key: left for key, tries in self._wrong.items() if (left := [t for t in tries if now - t < _MINUTE])
+        }
+        tries = self._wrong.setdefault((name, address), [])
+        if len(tries) >= self.passwords:
+            raise TooManyError("too many wrong passwords; wait a minute", _MINUTE)
+        tries.append(now)
+        return now
 
     # -- the file --
 
@@ -213,7 +250,13 @@ class Identities:
         now = time.monotonic()
         if now - self._looked >= LOOK:
             self._looked = now
-            self._read()
+            try:
+                self._read()
+                self._broken = False
+            except (OSError, SessionManagementError) as error:
+                if not self._broken:
+                    log.error("nobody is let in: %s", error)  # noqa: TRY400 - the words say all
+                self._broken, self._seen = True, None
 
     def _read(self) -> None:
         try:
@@ -245,14 +288,13 @@ class Identities:
 
     # -- commands --
 
-    def create_token(self, name: str, *, admin: bool = False, lifetime: timedelta | None = None) -> str:
+    def create_token(self, name: str, *, admin: bool | None = None, lifetime: timedelta | None = None) -> str:
         """A new token of an identity, which is made if it is not there: shown now, and never again."""
         id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         now = datetime.now(UTC)
         expires = None if lifetime is None else (now + lifetime).isoformat(timespec="seconds")
         with self._changing() as file:
-            entry = _entry(file, name)
-            entry.admin = entry.admin or admin
+            entry = _entry(file, name, admin=admin)
             entry.tokens.append(Token(id, _digest(secret), now.isoformat(timespec="seconds"), expires))
         return f"wfl_{id}_{secret}"
 
@@ -269,16 +311,15 @@ class Identities:
             raise InvalidArgumentError(f"there is no token {what!r}:{nearest(what, known)}")
         return count
 
-    def set_password(self, name: str, password: str | None, *, admin: bool = False) -> None:
+    def set_password(self, name: str, password: str | None, *, admin: bool | None = None) -> None:
         """Give an identity a password; None takes it away."""
         if password is not None and not 8 <= len(password) <= LONGEST:  # noqa: PLR2004
             raise InvalidArgumentError(f"a password has 8 to {LONGEST} characters")
         with self._changing() as file:
-            entry = _entry(file, name)
-            entry.admin = entry.admin or admin
+            entry = _entry(file, name, admin=admin)
             entry.password = None if password is None else _hashed(password)
 
-    def add_certificate(self, name: str, pem: str, *, admin: bool = False) -> str:
+    def add_certificate(self, name: str, pem: str, *, admin: bool | None = None) -> str:
         """Let the owner of a certificate be this identity; its fingerprint."""
         import ssl
 
@@ -289,8 +330,7 @@ class Identities:
         with self._changing() as file:
             if any(fingerprint in entry.certificates for entry in file.identities):
                 raise InvalidArgumentError(f"the certificate {fingerprint} is an identity's already")
-            entry = _entry(file, name)
-            entry.admin = entry.admin or admin
+            entry = _entry(file, name, admin=admin)
             entry.certificates.append(fingerprint)
         return fingerprint
 
@@ -345,15 +385,16 @@ def _read(path: Path) -> _File:
     return file
 
 
-def _entry(file: _File, name: str) -> Entry:
-    """That of a name, made if it is not there."""
+def _entry(file: _File, name: str, *, admin: bool | None) -> Entry:
+    """That of a name, made if it is not there, and made an administrator, or none, where that is said."""
     if not NAME.fullmatch(name):
         raise InvalidArgumentError(f"{name!r} is no name: up to 64 letters, digits, '.', '_', '@' and '-'")
-    for entry in file.identities:
-        if entry.name == name:
-            return entry
-    file.identities.append(Entry(name))
-    return file.identities[-1]
+    entry = next((one for one in file.identities if one.name == name), None)
+    if entry is None:
+        entry = Entry(name)
+        file.identities.append(entry)
+    entry.admin = entry.admin if admin is None else admin
+    return entry
 
 
 def _digest(secret: str) -> str:

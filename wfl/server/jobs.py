@@ -121,10 +121,16 @@ class Asked:
 class _New:
     """What is to be started: its row, the template as the session gets it, the uploads that it uses."""
 
-    __slots__ = ("number", "row", "template", "text", "uses")
+    __slots__ = ("fresh", "number", "row", "template", "text", "uses")
 
     def __init__(self, number: int, row: Row, template: JobTemplate, text: str, uses: Iterable[str]) -> None:
         self.number, self.row, self.template, self.text, self.uses = number, row, template, text, uses
+        self.fresh = not row.number  # never written down before
+
+    @property
+    def size(self) -> int:
+        """How many jobs it is."""
+        return 1 if self.row.indexes is None else len(self.row.indexes)
 
 
 Answer = Job | Array | WflError
@@ -198,7 +204,7 @@ class Ledger:
         self._drop(jobs)
         return True
 
-    def _enter(self, row: Row) -> Job | Array:
+    def _enter(self, row: Row, *, counted: bool = False) -> Job | Array:
         owner = (row.identity, row.session)
         with self._lock:
             session = self._sessions.get(owner) or self._sessions.setdefault(owner, ClientSession(owner))
@@ -208,7 +214,8 @@ class Ledger:
                 self._arrays[row.id] = entry
             for job in entry.jobs:
                 session.jobs[job.id] = self._jobs[job.id] = job
-            self._counts[row.identity] = self._counts.get(row.identity, 0) + len(entry.jobs)
+            if not counted:
+                self._counts[row.identity] = self._counts.get(row.identity, 0) + len(entry.jobs)
         return entry
 
     def _drop(self, jobs: Sequence[Job]) -> None:
@@ -304,7 +311,9 @@ class Ledger:
                 new.append(found)
             else:
                 answers[number] = found
-        answers.update(self._start(new))
+        refused = self._admitted(session.owner[0], new)
+        answers.update(refused)
+        answers.update(self._start([one for one in new if one.number not in refused]))
         for number, other in twins.items():
             answers[number] = answers[other] if asked[number].body == asked[other].body else _conflict(asked[other])
         return [answers[number] for number in range(len(asked))]
@@ -321,7 +330,6 @@ class Ledger:
         self._policy.check(asked.template, defaults, isolated=self._isolated, own=self._own)
         if known is not None:
             return self._again(known, asked, number)
-        self._check_room(session.owner[0], 1 if asked.indexes is None else len(asked.indexes))
         id = self.session.new_key()
         template, uses = self._translated(session.owner, asked, id)
         row = Row(
@@ -350,18 +358,30 @@ class Ledger:
     def _translated(self, owner: Owner, asked: Asked, id: str) -> tuple[JobTemplate, set[str]]:
         return self._files.translate(*owner, asked.template, id, array=asked.indexes is not None)
 
-    def _check_room(self, identity: str, more: int) -> None:
+    def _admitted(self, identity: str, new: Sequence[_New]) -> dict[int, Answer]:
+        """What there is room for is counted from now on; the errors for the rest. `new` is of one identity."""
+        refused: dict[int, Answer] = {}
         with self._lock:
-            count = self._counts.get(identity, 0)
-        if count + more > self._limits.jobs:
-            raise QuotaError(f"you have {count} jobs here, of {self._limits.jobs}; reap those that have ended")
+            for one in new:
+                count = self._counts.get(identity, 0)
+                if one.fresh and count + one.size > self._limits.jobs:
+                    words = f"you have {count} jobs here, of {self._limits.jobs}; reap those that have ended"
+                    refused[one.number] = QuotaError(words)
+                elif one.fresh:
+                    self._counts[identity] = count + one.size
+        return refused
 
     def _start(self, new: Sequence[_New]) -> dict[int, Answer]:
         """Write them down, then hand them over."""
         if not new:
             return {}
-        self._write_down(new)
-        entries = [self._enter(one.row) for one in new]
+        try:
+            self._write_down(new)
+        except BaseException:
+            with self._lock:
+                self._counts[new[0].row.identity] -= sum(one.size for one in new if one.fresh)
+            raise
+        entries = [self._enter(one.row, counted=one.fresh) for one in new]
         answers: dict[int, Answer] = {}
         refused: list[Job] = []
         try:
@@ -397,7 +417,7 @@ class Ledger:
                     job.task = Task(record)
 
     def _write_down(self, new: Sequence[_New]) -> None:
-        fresh = [one for one in new if not one.row.number]
+        fresh = [one for one in new if one.fresh]
         uses = [(upload, one.row.id) for one in new for upload in one.uses]
         if fresh:
             texts = {one.row.template: one.text for one in fresh}

@@ -13,6 +13,7 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     submissions: jobs in one request. elements: of one array. ids: ids and keys in one request. jobs: that one identity
     has at a time, ended ones that are not reaped included.
     body: bytes of a request. upload: bytes of one upload. stored, uploads: bytes and number of all of one identity.
+    bodies: bytes of all bodies of requests that are under way. bodies_each: of one identity.
     chunk: bytes of output in one answer. url, headers: bytes. header_lines: number.
     rate, burst: requests a second of one identity, and how many may come at once. passwords: wrong ones in a minute.
     wait: seconds of one long poll. heartbeat: between two signs of life in a stream. streams: that are open at once;
@@ -30,6 +31,8 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     ids: int = 10_000
     jobs: int = 200_000
     body: int = 16 << 20
+    bodies: int = 256 << 20
+    bodies_each: int = 64 << 20
     upload: int = 4 << 30
     stored: int = 32 << 30
     uploads: int = 10_000

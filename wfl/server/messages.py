@@ -18,7 +18,17 @@ from wfl.server.refusals import Fault, malformed
 
 _T = TypeVar("_T")
 KEY = r"^[ -~]{1,200}$"
-Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=KEY, description="yours, and once yours for ever")]
+"""As descriptions have it; in Python `$` would let a line's end through."""
+Key = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=KEY.replace("$", r"\Z"),
+        description="yours, and once yours for ever",
+        extra_json_schema={"pattern": KEY},
+    ),
+]
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Info = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/JobInfo"})]
 Shown = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/JobTemplate"})]
@@ -297,7 +307,12 @@ def read(body: bytes, kind: type[_T]) -> _T:
 
 
 def _read_slowly(body: bytes, kind: type[_T], problem: Exception) -> _T:
-    """File names that are not UTF-8 have lone surrogates in Python (PEP 383), which only the standard library reads."""
+    """File names that are not UTF-8 have lone surrogates in Python (PEP 383), which only the standard library reads.
+
+    Nothing but a template has such names: an id with one could not even be answered.
+    """
+    if kind not in (Jobs, WantedArray):
+        raise malformed(f"the body is no JSON: {problem}") from problem
     try:
         return msgspec.convert(json.loads(body), kind)
     except msgspec.ValidationError as error:

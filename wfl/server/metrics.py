@@ -39,18 +39,20 @@ class Metrics:
         self._submissions["accepted"] += accepted
         self._submissions["refused"] += refused
 
-    def text(self, states: Mapping[str, int], gauges: Mapping[str, float]) -> str:
-        """All of it, with the jobs by state, and what else is counted elsewhere."""
+    def text(self, states: Mapping[str, int], *, waiting: int, draining: bool) -> str:
+        """All of it, with the jobs by state, and what else is known elsewhere."""
         lines = [
             *_family("wfl_jobs", "gauge", "Jobs that the server knows.", _by("state", states)),
             *_family("wfl_submissions_total", "counter", "Jobs submitted.", _by("result", self._submissions)),
             *_family("wfl_requests_total", "counter", "Requests answered.", self._by_request()),
             *_family("wfl_request_seconds", "histogram", "Time to answer.", self._histogram()),
             *_family("wfl_streams", "gauge", "Clients that wait for events or output.", [("", self.streams)]),
+            *_family(
+                "wfl_requests_waiting", "gauge", "Requests that run in a thread or wait for one.", [("", waiting)]
+            ),
+            *_family("wfl_draining", "gauge", "1 while the server is being stopped.", [("", int(draining))]),
             *_family("process_start_time_seconds", "gauge", "When it was started.", [("", self._started)]),
         ]
-        for name, value in gauges.items():
-            lines += _family(name, "gauge", "See the documentation of the job server.", [("", value)])
         return "\n".join([*lines, ""])
 
     def _by_request(self) -> list[tuple[str, float]]:

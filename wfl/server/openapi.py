@@ -74,8 +74,8 @@ def release() -> str:
         return "unknown"
 
 
-def document(endpoints: tuple[Endpoint, ...], base: str) -> Json:
-    """The whole document; `base` is the address below which the endpoints are."""
+def document(endpoints: tuple[Endpoint, ...]) -> Json:
+    """The whole document but for `servers`: the address below which the endpoints are."""
     kinds = [kind for one in endpoints for kind in (one.body, one.answer) if isinstance(kind, type)]
     values = [shape(value) for value in VALUES]
     references, components = msgspec.json.schema_components([*kinds, Problem, *values], ref_template=SCHEMAS)
@@ -86,7 +86,6 @@ def document(endpoints: tuple[Endpoint, ...], base: str) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "wfl job server", "version": release(), "license": {"name": "Apache-2.0"}},
-        "servers": [{"url": base or "/"}],
         "security": [{"token": []}, {"password": []}],
         "paths": paths,
         "components": {

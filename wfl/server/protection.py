@@ -101,7 +101,7 @@ class Protection:
             words = InvalidArgumentError("the body has two lengths")
             raise HttpError(400, words, headers={"Connection": "close"})
         self._check_origin(given)
-        if scope["path"] in self._open:
+        if _path(scope) in self._open:
             return None
         identity = await self._identified(scope, given)
         self._check_rate(identity.name)
@@ -136,8 +136,7 @@ class Protection:
         try:
             identity = await self._guardian.identify(credentials)
         except TooManyError as error:
-            words = TryLaterError("too many wrong passwords; wait a minute")
-            raise HttpError(429, words, headers={"Retry-After": "60"}) from error
+            raise HttpError(429, TryLaterError(str(error)), headers={"Retry-After": str(error.seconds)}) from error
         if identity is None:
             raise HttpError(401, DeniedByDrmsError("a valid token or password is needed"))
         return identity
@@ -157,7 +156,7 @@ class Protection:
         route = state.get("route") or "-"
         stream = bool(state.get("stream"))
         self._metrics.request(_word(scope["method"]), route, sent.status, seconds, stream=stream)
-        if scope["path"] in self._open and sent.status < 400:  # noqa: PLR2004 - probes come every few seconds
+        if _path(scope) in self._open and sent.status < 400:  # noqa: PLR2004 - probes come every few seconds
             return
         client = scope.get("client")
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
@@ -220,6 +219,12 @@ class _Sent:
 
 
 _ONCE = frozenset({b"authorization", b"host", b"origin", b"content-length", b"content-type", b"idempotency-key"})
+
+
+def _path(scope: Scope) -> str:
+    """The part of the path that routes go by: without where another application has mounted this one."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return str(path.removeprefix(root) if path.startswith(f"{root}/") else path)
 
 
 def _name(host: str) -> str:

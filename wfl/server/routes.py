@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import aclosing
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +20,7 @@ from wfl.errors import InvalidArgumentError, InvalidStateError, WflError
 from wfl.server import messages as m
 from wfl.server.jobs import Array, Asked, Job, check_indexes, place
 from wfl.server.openapi import BYTES, Endpoint, Parameter, document, release
+from wfl.server.protection import BrokenOffError
 from wfl.server.refusals import (
     Fault,
     ForbiddenError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from wfl.server.events import Owner
     from wfl.server.files import Upload
     from wfl.server.identities import Identity
+    from wfl.server.jobs import Answer
 
 JSON = "application/json"
 PIECE = 1 << 20
@@ -61,7 +64,7 @@ class Api:
 
     def __init__(self, server: JobServer) -> None:
         self._server = server
-        self._document: bytes | None = None
+        self._document = cache(lambda: document(ENDPOINTS))
 
     # -- about the server --
 
@@ -85,11 +88,10 @@ class Api:
             )
         )
 
-    async def openapi(self, request: Request) -> Response:  # noqa: ARG002 - the same for everybody
-        """The description of this API."""
-        if self._document is None:
-            self._document = msgspec.json.encode(document(ENDPOINTS, self._server.api_path))
-        return Response(self._document, media_type=JSON)
+    async def openapi(self, request: Request) -> Response:
+        """The description of this API, below the address by which it was asked for."""
+        base = request.scope.get("root_path", "") + self._server.api_path
+        return Response(msgspec.json.encode({**self._document(), "servers": [{"url": base}]}), media_type=JSON)
 
     async def docs(self, request: Request) -> Response:  # noqa: ARG002 - the same for everybody
         """The same in short, for people."""
@@ -113,10 +115,14 @@ class Api:
                 f"there are {len(body.jobs)} jobs, at most {self._server.limits.submissions} in one request"
             )
         keys = self._keys(request, body)
-        asked, wrong = _asked(zip(keys, body.jobs, strict=True))
         ledger = self._server.ledger
+
+        def start() -> tuple[list[Answer], dict[int, WflError]]:
+            asked, wrong = _asked(zip(keys, body.jobs, strict=True))
+            return ledger.submit(owner, asked) if asked else [], wrong
+
         with ledger.expecting(owner, [key for key in keys if key]):
-            answers = await self._server.acting.run(owner[0], ledger.submit, owner, asked) if asked else []
+            answers, wrong = await self._server.acting.run(owner[0], start)
         left = iter(answers)
         answers = [wrong[number] if number in wrong else next(left) for number in range(len(keys))]
         refused = sum(isinstance(answer, WflError) for answer in answers)
@@ -149,8 +155,10 @@ class Api:
         indexes = check_indexes(start, stop, step, self._server.limits.elements)
         ledger = self._server.ledger
         with ledger.expecting(owner, [key] if key else []):
-            asked = Asked(key, m.template_of(body.template), indexes, body.max_parallel)
-            (array,) = await self._server.acting.run(owner[0], ledger.submit, owner, [asked])
+            (array,) = await self._server.acting.run(
+                owner[0],
+                lambda: ledger.submit(owner, [Asked(key, m.template_of(body.template), indexes, body.max_parallel)]),
+            )
         if isinstance(array, WflError):
             raise array
         elements = {job.index or 0: m.StartedElement(index=job.index or 0, id=job.id) for job in array.jobs}
@@ -330,7 +338,7 @@ class Api:
         async def pieces(gone: asyncio.Future[Any]) -> AsyncGenerator[bytes]:
             with self._server.places.one(identity.name):
                 told = events(
-                    hub, channel, cursor, gone,
+                    hub, owner, cursor, gone,
                     heartbeat=self._server.limits.heartbeat, still=lambda: guardian.still(identity),
                 )  # fmt: skip
                 async with aclosing(told):
@@ -338,7 +346,7 @@ class Api:
                         yield piece
 
         self._server.places.check(identity.name)
-        channel = hub.channel(owner)
+        hub.channel(owner)  # from now on events are kept
         return Stream(EVENTS, pieces)
 
     async def _poll(self, request: Request, owner: Owner, cursor: str | None) -> Response:
@@ -384,22 +392,25 @@ class Api:
             return _bytes(data, begin, 206, where, at_end=at_end)
         offset = _whole(request, "offset", 0)
         if "limit" not in request.query_params:
-            return self._whole_output(who, job, stream, offset)
+            return self._whole_output(request, job, stream, offset)
         data, at_end = await self._read(who, job, stream, offset, min(limits.chunk, _whole(request, "limit", 0)))
         return _bytes(data, offset, 200, {}, at_end=at_end)
 
     async def _read(self, who: str, job: Job, stream: Output, offset: int, limit: int) -> tuple[bytes, bool]:
         return await self._server.reading.run(who, self._server.ledger.read, job, stream, offset, limit)
 
-    def _whole_output(self, who: str, job: Job, stream: Output, offset: int) -> ASGIApp:
+    def _whole_output(self, request: Request, job: Job, stream: Output, offset: int) -> ASGIApp:
         """All that there is now."""
+        server, identity = self._server, identity_of(request)
+        server.places.check(identity.name)
 
         async def pieces(gone: asyncio.Future[Any]) -> AsyncGenerator[bytes]:
             position, at_end = offset, False
-            while not at_end and not gone.done():
-                data, at_end = await self._read(who, job, stream, position, PIECE)
-                position += len(data)
-                yield data
+            with server.places.one(identity.name):
+                while not at_end and not gone.done():
+                    data, at_end = await self._read_still(identity, job, stream, position)
+                    position += len(data)
+                    yield data
 
         return Stream(BYTES, pieces, {"X-Wfl-Offset": str(offset), "X-Wfl-End": "true"})
 
@@ -414,18 +425,24 @@ class Api:
             with server.places.one(identity.name):
                 while not gone.done() and not server.hub.closed:
                     over = job.ended  # first, so that nothing is missed that came before the end
-                    data, at_end = await self._read(identity.name, job, stream, position, PIECE)
+                    data, at_end = await self._read_still(identity, job, stream, position)
                     position += len(data)
                     if data:
                         pause = _LOOKS[0]
                         yield data
-                    elif over or not server.guardian.still(identity):
+                    elif over:
                         return
                     elif at_end:
                         await server.hub.wait(channel, pause, gone)
                         pause = min(pause * 1.5, _LOOKS[1])
 
         return Stream(BYTES, pieces, {"X-Wfl-Offset": str(offset), "X-Wfl-End": "false"})
+
+    async def _read_still(self, identity: Identity, job: Job, stream: Output, offset: int) -> tuple[bytes, bool]:
+        """A piece. Raises BrokenOffError where the secret was revoked meanwhile: that is no end of the output."""
+        if not self._server.guardian.still(identity):
+            raise BrokenOffError
+        return await self._read(identity.name, job, stream, offset, PIECE)
 
     # -- files --
 
@@ -516,7 +533,7 @@ class Api:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:
             raise malformed(f"the body is {kind or 'of no type'}, expected {JSON}")
-        return await read_body(request, self._server.limits.body, self._server.limits.body_seconds)
+        return await self._server.bodies.read(request)
 
     async def _pieces(self, request: Request, upload: Upload) -> AsyncGenerator[bytes]:
         """A long body; it is cut off where it comes too slowly, or its client makes another request for the upload."""
@@ -535,24 +552,6 @@ class Api:
                 upload.waits = None
             size += len(piece)
             yield piece
-
-
-async def read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """All of a body. Raises HttpError where that is too much, or takes too long."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > limit:
-        raise HttpError(413, InvalidArgumentError(f"the body is larger than {limit} bytes"))
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.stream():
-                size += len(piece)
-                if size > limit:
-                    raise HttpError(413, InvalidArgumentError(f"the body is larger than {limit} bytes"))
-                pieces.append(piece)
-    except TimeoutError:
-        raise HttpError(408, InvalidArgumentError("the body came too slowly")) from None
-    return b"".join(pieces)
 
 
 def identity_of(request: Request) -> Identity:
@@ -580,7 +579,7 @@ def _meant(entry: Job | Array, action: Action | None) -> list[Job]:
 
 
 def _check_key(key: str | None) -> None:
-    if key is not None and not re.fullmatch(r"[ -~]{1,200}", key):
+    if key is not None and not re.fullmatch(m.KEY, key):
         raise malformed("a key has 1 to 200 printable ASCII characters", key="not printable, or too long")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from wfl.server.events import Channel, Hub
+    from wfl.server.events import Hub, Owner
     from wfl.server.limits import ServerLimits
     from wfl.server.metrics import Metrics
 
@@ -93,7 +93,7 @@ async def _gone(receive: Receive) -> None:
 
 async def events(
     hub: Hub,
-    channel: Channel,
+    owner: Owner,
     cursor: str | None,
     gone: asyncio.Future[Any],
     *,
@@ -101,13 +101,14 @@ async def events(
     still: Callable[[], bool],
 ) -> AsyncGenerator[bytes]:
     """What happens, from a cursor or from now on, with signs of life in between, until `still` fails."""
+    channel = hub.channel(owner)  # only now, when it is known as listened to
     position = hub.number if cursor is None else hub.position(channel, cursor)
     channel.listeners += 1
     try:
         lost = position is None
         position = hub.number if position is None else position
         yield _first(hub, position, lost=lost)
-        while not hub.closed and not gone.done():
+        while not hub.closed and not gone.done() and still():
             told = hub.after(channel, position)
             if told is None:  # this client was too slow
                 position = hub.number
@@ -118,7 +119,7 @@ async def events(
             else:
                 await hub.wait(channel, heartbeat, gone)
                 if not still():
-                    return  # its token was revoked
+                    return
                 if hub.after(channel, position) == []:
                     yield ALIVE
     finally:
