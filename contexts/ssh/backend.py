@@ -617,7 +617,7 @@ class SshBackend(Backend):
             self._pool.submit(partial(self._reconcile, line))
         if not self._lease or line not in self._leased or self._closed.is_set():
             return None
-        return attendant.call("w_beats", 0, self._owner, f"{now:.2f}", self._lease)
+        return attendant.call("w_beats", 0, self._owner, self._lease)
 
     def _move_up(self) -> None:
         """There may be room for what waits."""
