@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from wfl import Job, Task
 
 SILENCE = 1.0
-"""Seconds between two signs of life in these tests; after two of them without a word a connection is given up."""
+"""Seconds between two signs of life in these tests."""
+ANSWER = 5.0
+"""Seconds that a host may take to answer one; then a connection is given up."""
 SOON = 15.0
-"""Seconds after which all must be known again, here where nothing stays broken: two silences, and connecting."""
+"""Seconds after which all must be known again, here where nothing stays broken: noticing that, and connecting."""
 LEFT = 25.0
 """Seconds after which nothing of a session is left on the host: sshd gives up a silent connection after fifteen."""
 SIZE = 6_000_000
@@ -67,7 +69,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def flow(host: Host, wire: Wire) -> Iterator[Workflow]:
     """A workflow over the wire."""
-    with Workflow(host.context(port=wire.port), raise_errors=True) as found:
+    with Workflow(host.context(port=wire.port, timeout=ANSWER), raise_errors=True) as found:
         yield found
 
 
