@@ -146,7 +146,7 @@ def test_answers_that_never_come(wire: Wire, flow: Workflow) -> None:
 
 def test_waiting(fault: Callable[[], None], wire: Wire, flow: Workflow) -> None:
     """Some run longer than the fault lasts, some end meanwhile: all ends are known soon, with their status and time."""
-    job = flow.run_array(12, shell("sleep $((TASK_ID % 4)).2; [ $TASK_ID -lt 9 ] || kill -9 $$; exit $TASK_ID"))
+    job = flow.run_array(12, shell("sleep $((TASK_ID % 4 * 3)).2; [ $TASK_ID -lt 9 ] || kill -9 $$; exit $TASK_ID"))
     tasks = tasks_of(job)
     for task in tasks:
         task.wait_started(PATIENCE)
@@ -160,7 +160,7 @@ def test_waiting(fault: Callable[[], None], wire: Wire, flow: Workflow) -> None:
         expected = (task.index, None) if task.index < 9 else (137, "SIGKILL")
         assert (info.exit_status, info.terminating_signal) == expected
         assert info.wallclock_time is not None
-        assert -0.05 < info.wallclock_time.total_seconds() - (task.index % 4 + 0.2) < 2.0
+        assert -0.05 < info.wallclock_time.total_seconds() - (task.index % 4 * 3 + 0.2) < 2.0
         assert info.finish_time is not None
         assert info.dispatch_time is not None
         assert abs((info.finish_time - info.dispatch_time - info.wallclock_time).total_seconds()) < 0.5

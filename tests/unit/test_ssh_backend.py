@@ -375,6 +375,7 @@ def test_a_host_that_is_away_for_a_moment(make: Callable[..., Session]) -> None:
     one = make({"n1": None, "n2": None}, timeout=4.0)
     one.hosts["n2"].away = DrmCommunicationError("n2 was never there")
     one.submit(1, candidate_machines=("n1",))
+    until(lambda: not one.backend._attempts)  # noqa: SLF001
     host = one.hosts["n1"]
     host.up, host.away = False, DrmCommunicationError("n1 is away")
     begin = time.monotonic()
@@ -386,6 +387,7 @@ def test_a_host_that_is_away_for_a_moment(make: Callable[..., Session]) -> None:
     assert host.started() == ["1", "3"]
     other = make({"n1": None}, timeout=0.5)
     other.submit(1)
+    until(lambda: not other.backend._attempts)  # noqa: SLF001
     host = other.hosts["n1"]
     host.up, host.away = False, DrmCommunicationError("n1 is away")
     begin = time.monotonic()
