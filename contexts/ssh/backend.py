@@ -182,10 +182,11 @@ class SshBackend(Backend):
         """Each to a host that has room; those of one host in one request."""
         outcomes: dict[str, Outcome] = {}
         chosen: dict[Line, list[Submission]] = {}
+        until = time.monotonic() + self._speaks.timeout
         for one in submissions:
             try:
                 self.check(one.template)
-                line = self._choose(one)
+                line = self._choose(one, until)
             except WflError as error:
                 self._forget(one.key)
                 outcomes[one.key] = error
@@ -202,14 +203,13 @@ class SshBackend(Backend):
                 outcomes |= told
         return [outcomes[one.key] for one in submissions]
 
-    def _choose(self, one: Submission, line: Line | None = None) -> Line | None:
+    def _choose(self, one: Submission, until: float, line: Line | None = None) -> Line | None:
         """A host with room, `line` or the least used; None where the job waits for room, or has been ended meanwhile.
-        Raises where no host can be reached.
+        Raises where no host can be reached; until then there is hope for those that were there before.
 
         One that takes long to answer is passed over until it does, as long as others may.
         """
         candidates, slow = self._candidates(one.template), list[Line]()
-        until = time.monotonic() + self._speaks.timeout
         error: WflError | None = None
         tried = 0
         while True:
@@ -725,9 +725,10 @@ class SshBackend(Backend):
     def _start_moved(self, line: Line, submissions: Sequence[Submission]) -> None:
         """On this host, or another one where it cannot be reached."""
         chosen: dict[Line, list[Submission]] = {}
+        until = time.monotonic() + self._speaks.timeout
         for one in submissions:
             try:
-                found = self._choose(one, line)
+                found = self._choose(one, until, line)
             except WflError as error:
                 self._fail(one.key, error)
             else:

@@ -391,9 +391,8 @@ def test_a_host_that_is_away_for_a_moment(make: Callable[..., Session]) -> None:
     host = other.hosts["n1"]
     host.up, host.away = False, DrmCommunicationError("n1 is away")
     begin = time.monotonic()
-    (found,) = other.submit(2)
-    assert str(found) == "n1 is away"
-    assert 0.4 < time.monotonic() - begin < PATIENCE
+    assert {str(found) for found in other.submit(*range(2, 22))} == {"n1 is away"}
+    assert 0.4 < time.monotonic() - begin < 6  # not once for each
 
 
 # --- output and files -------------------------------------------------------------------------------------
