@@ -249,7 +249,11 @@ def test_a_kill_while_it_moves_up(host: Host, tmp_path: Path) -> None:
             second = flow.run("touch", str(mark), input_path=str(tmp_path / "in"))
             third = flow.run("echo", "third")
             wait_until("they wait for room", lambda: second.state is third.state is JobState.QUEUED)
-            wire.after("there", 1_000_000, lambda: [second.kill()].clear())
+
+            def kill() -> None:
+                second.kill()
+
+            wire.after("there", 1_000_000, kill)
             gate.touch()
             assert wire.sprung.wait(PATIENCE)
             assert third.wait(PATIENCE).success()
