@@ -25,6 +25,9 @@ from hypothesis import strategies as st
 from wfl import JobTemplate
 from wfl.backend import Submission
 from wfl.contexts.ssh import attendant
+from wfl.contexts.ssh.line import Speaks
+from wfl.contexts.ssh.login import Login
+from wfl.contexts.ssh.monitor import SshMonitor
 from wfl.errors import DrmCommunicationError
 
 if TYPE_CHECKING:
@@ -886,6 +889,22 @@ def test_a_long_end_is_cut(begin: Open) -> None:
     assert info.sub_state == "launch_failure"
     assert (info.annotation or "").startswith("remote_command /nowhere/xxx")
     assert one.look("p-1")["p-1"].record == seen.record
+
+
+def test_monitoring_needs_no_home(
+    begin: Open, shell: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs below a directory that is absolute are seen, whether the home can be entered or not."""
+    one = begin()
+    one.own()
+    one.run("p-1", "sleep", "1000")
+    process = one.process_of("p-1")
+    monkeypatch.setattr(
+        SshMonitor, "_told", lambda _, __, look: "".join(f"{line}\n" for line in said(shell, home / "nowhere", look)[1])
+    )
+    login = Login(name="host", host="host", port=22, user="u")
+    (info,) = SshMonitor([login], Speaks(session="s", directory=f"{home}/d", shell="sh", timeout=1.0)).jobs(None)
+    assert (info.id, info.extensions and info.extensions["pid"]) == ("p-1", str(process))
 
 
 # --- signals ----------------------------------------------------------------------------------------------
