@@ -36,8 +36,21 @@ _PIECES = {INDEX: '"$wfl_index"', "\r": CR}
 """What stands in the script for the placeholder of the index, and for what sbatch takes in no script."""
 _SPLIT = re.compile("(" + "|".join(map(re.escape, _PIECES)) + ")")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_SHELLS = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "IFS", "OPTIND", "PPID", "PS4", "SHELLOPTS", "UID", "_"})
-"""Variables that a shell does not let be set, or goes by itself: `env` sets them."""
+_SHELLS = frozenset(
+    {
+        "BASHOPTS", "BASHPID", "BASH_ALIASES", "BASH_ARGC", "BASH_ARGV", "BASH_CMDS", "BASH_COMMAND", "BASH_LINENO",
+        "BASH_MONOSECONDS", "BASH_SOURCE", "BASH_SUBSHELL", "BASH_TRAPSIG", "BASH_VERSINFO", "DIRSTACK",
+        "EPOCHREALTIME", "EPOCHSECONDS", "EUID", "FUNCNAME", "GROUPS", "HISTCMD", "IFS", "LINENO", "OPTIND", "PPID",
+        "PS4", "RANDOM", "SECONDS", "SHELLOPTS", "SHLVL", "SRANDOM", "UID", "_",
+    }
+)  # fmt: skip
+_OURS = frozenset(
+    {
+        "w_group", "w_place", "w_umask", "wfl_by", "wfl_cr", "wfl_end", "wfl_env", "wfl_err", "wfl_id", "wfl_index",
+        "wfl_out",
+    }
+)  # fmt: skip
+"""Variables that a shell does not let be set, or goes by itself, and ours that it needs last: `env` sets them."""
 
 
 def becoming(template: JobTemplate, job_id: str, *, element: bool, last: Iterable[str] = (), by: str = "") -> list[str]:
@@ -77,7 +90,7 @@ def _by_env(template: JobTemplate) -> str:
 
 
 def _is_special(name: str) -> bool:
-    return name in _SHELLS or name.startswith(("wfl_", "w_"))  # ours, here and on hosts
+    return name in _SHELLS or name in _OURS
 
 
 def _surroundings(template: JobTemplate) -> list[str]:

@@ -59,7 +59,7 @@ def script(
     lines = [
         "(",
         *becoming(template, entry.job_id, element=element, last=last, by=f"{by}{'$wfl_env ' if passed_on else ''}"),
-        ")",
+        ") 2>/dev/null",  # what it complains of is no word on how the command has ended
         'wfl_status=$? wfl_said=no; [ -s "$wfl_run" ] && wfl_said=yes',
         *_stage_out(template),
         *_end(reserved),

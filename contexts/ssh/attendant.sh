@@ -43,7 +43,7 @@ w_self() { # the number of this very process, also of a subshell's
 }
 
 w_enter() { # DIRECTORY SESSION: go to the session's directory, which is made with 'make' as the third
-    cd || w_fail 'the home directory cannot be entered'
+    case $1 in /*) ;; *) cd || w_fail 'the home directory cannot be entered' ;; esac
     [ "$3" != make ] || mkdir -p -- "$1/$2" || w_fail "no directory $1/$2 can be made"
     cd -- "$1/$2" 2>/dev/null || w_fail 'nothing'
     w_here
@@ -96,21 +96,26 @@ w_own() { # REQUEST PROGRAM OWNER LEASE: this program's own jobs, which end when
 
 w_guard() { # OWNER LEASE: one for each host and owner, which outlives the connection
     { read -r w_guardian w_ticks <"guard.$w_host.$1"; } 2>/dev/null && w_lives "$w_guardian" "$w_ticks" && return
-    w_beat "$1" begun
+    w_guardian=
     w_rest=$( ( w_watch "$1" "$2" & ) </dev/null 2>/dev/null 9>&-) # until it is known who that is: there is one only
 }
 w_watch() {
     trap '' HUP INT QUIT
     trap - EXIT
+    w_heard= w_quiet=0
+    trap w_heard=yes USR1 # a sign of life, for which there is room on any disk
     w_self
-    printf '%s %s\n' "$w_pid" "$w_ticks" >"guard.$w_host.$1"
+    kill -s USR1 "$w_pid"
+    [ -n "$w_heard" ] || exit # ignored when sshd was started, and so for good: nobody would seem to live
+    w_heard=
+    printf '%s %s\n' "$w_pid" "$w_ticks" >"guard.$w_host.$1" || exit # the next sign of life finds that nobody guards
     exec >/dev/null
-    w_step=$(($2 / 10 + 1)) w_last= w_quiet=0
+    w_step=$(($2 / 10 + 1))
     [ "$w_step" -le 10 ] || w_step=10
-    while sleep "$w_step" && { read -r w_heard <"beat.$w_host.$1"; } 2>/dev/null; do
+    while { sleep "$w_step" || [ -n "$w_heard" ]; } && w_guards "$1"; do
         case $w_heard in
-        "$w_last") w_quiet=$((w_quiet + w_step)) ;;
-        *) w_quiet=0 w_last=$w_heard ;;
+        yes) w_quiet=0 w_heard= ;;
+        *) w_quiet=$((w_quiet + w_step)) ;;
         esac
         if [ "$w_quiet" -ge "$2" ]; then
             w_jobs "$1"
@@ -120,16 +125,15 @@ w_watch() {
             break
         fi
     done
-    rm -f -- "guard.$w_host.$1"
     cd .. && rmdir -- "$OLDPWD" 2>/dev/null
 }
-w_beat() { printf '%s\n' "$2" >"beat.$w_host.$1"; } # OWNER WORD: it lives
-w_beats() { # REQUEST OWNER WORD LEASE: the same; who guards that is gone where it has ended the jobs meanwhile
-    w_guard "$2" "$4"
-    w_beat "$2" "$3"
+w_guards() { { read -r w_guardian w_rest <"guard.$w_host.$1"; } 2>/dev/null && [ "$w_guardian" = "$w_pid" ]; }
+w_beats() { # REQUEST OWNER LEASE: it lives; who guards that is gone where it has ended the jobs meanwhile
+    w_guard "$2" "$3"
+    [ -z "$w_guardian" ] || kill -s USR1 "$w_guardian"
     w_say "+ $1"
 }
-w_bye() { rm -f -- "beat.$w_host.$1" "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
+w_bye() { rm -f -- "guard.$w_host.$1"; } # OWNER: there is nothing to guard any more
 
 w_drop() { # JOB...: those that were just made, and what is none; one that was there before is not empty
     for w_n; do
@@ -153,15 +157,17 @@ w_one() { # JOB INDEX BODY: in a process of its own, to the job's end and longer
     (
         w_note "$1"
         "$3"
-    )
+    ) 2>/dev/null # what this one complains of is no word on how the command has ended
     w_over "$1" "$?"
 }
 w_note() { # JOB: write down who becomes its command, and end at once if that was ordered before
     w_self
-    printf '%s|%s|%s|%s|%s\n' "$w_host" "$w_boot" "$w_pid" "$w_ticks" "${w_parent:-$w_waits}" >"$1/pid"
-    [ ! -e "$1/stop" ] || { read -r w_sig <"$1/stop" && kill -s "$w_sig" "$w_pid"; }
     wfl_out=$w_place/out wfl_err=$w_place/err
+    printf '%s|%s|%s|%s|%s\n' "$w_host" "$w_boot" "$w_pid" "$w_ticks" "${w_parent:-$w_waits}" >"$1/pid" ||
+        wfl_refuse "$w_unknown"
+    [ ! -e "$1/stop" ] || { read -r w_sig <"$1/stop" && kill -s "$w_sig" "$w_pid"; }
 }
+w_unknown='its pid cannot be written: is the disk full?'
 wfl_refuse() { # WORDS: the command is never run
     printf 'refused %s\n.\n' "$1" >"$w_place/end"
     exit 125
@@ -182,6 +188,7 @@ w_over() { # JOB STATUS: write down its end, and tell of it
         { read -r w_own && read -r w_its; } <"$1/end"
         w_text=$w_own$w_tab$w_its$w_tab$2$w_tab$3$w_tab$4$w_tab$5$w_tab$6$w_tab$7$w_tab
         [ ! -e "$1/lease" ] || w_text=lease$w_tab$w_text
+        [ "$2" != 'status 125' ] || [ -s "$1/pid" ] || w_text="refused $w_unknown$w_tab.$w_tab"
     fi
     for w_to in "${1%/*}/tell/tell.$w_host".*; do
         [ ! -p "$w_to" ] || printf 'e\t%s\t%.3900s\n' "$1" "$w_text" 1<>"$w_to"
@@ -433,7 +440,7 @@ w_clean() { # REQUEST: end all of all owners, and remove it
     w_say "x$w_tab$1$w_tab$(($# - 1))"
     w_end_all '*'
     w_remove $w_found
-    rm -f -- beat.* guard.* at.*
+    rm -f -- guard.* at.*
     w_sweep
     w_say "+ $1"
 }

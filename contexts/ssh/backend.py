@@ -33,6 +33,7 @@ from wfl.errors import (
     DeniedByDrmsError,
     DrmCommunicationError,
     InvalidArgumentError,
+    InvalidSessionError,
     InvalidStateError,
     UnsupportedOperationError,
     WflError,
@@ -76,6 +77,8 @@ TRIES = 60
 """Seconds between two attempts to reach a job's process, which may just be made, and how many there are."""
 SLOW = 3.0
 """Seconds after which a host that has not answered yet keeps no job waiting that others may take."""
+STARTS = 32
+"""Requests at once by which hosts are given jobs that waited for room; more than there are threads to copy for them."""
 COPIES = 5
 """Attempts to bring back the files of a job that has ended before it ends without them."""
 _SIGNALS = {Action.SUSPEND: "STOP", Action.RESUME: "CONT", Action.TERMINATE: "TERM", Action.KILL: "KILL"}
@@ -85,15 +88,20 @@ _AFTER = {Action.SUSPEND: JobState.SUSPENDED, Action.RESUME: JobState.RUNNING}
 class _Job:
     """What is known here of one job."""
 
-    __slots__ = ("ended", "finishing", "holds", "key", "line", "missed", "own", "started", "template", "unsure")
+    __slots__ = (
+        "ended", "finishing", "holds", "key", "line", "missed", "own", "passed_on", "sent", "started", "template",
+        "unsure",
+    )  # fmt: skip
 
     def __init__(self, key: str, template: JobTemplate, line: Line | None, *, own: bool) -> None:
         self.key, self.template, self.line, self.own = key, template, line, own
+        self.sent = not own  # its orders may have arrived
         self.started = not own  # the host has taken it
         self.ended = self.finishing = False
         self.unsure = False  # whether its orders have arrived
         self.holds: Line | None = None  # where its slots are taken
         self.missed = 0.0  # since when it should have begun
+        self.passed_on: dict[Stream, int] = {}  # bytes of its output that are written
 
     @property
     def slots(self) -> int:
@@ -125,8 +133,6 @@ class SshBackend(Backend):
         self._lines = [Line(login, speaks, pause=pause, **told) for login in logins]
         self._jobs: dict[str, _Job] = {}
         self._waiting: deque[Submission] = deque()
-        self._followed: dict[Line, set[str]] = {line: set() for line in self._lines}
-        self._owned: dict[Line, set[str]] = {line: set() for line in self._lines}
         self._leased: set[Line] = set()  # hosts that wait for signs of life
         self._used: dict[Line, int] = dict.fromkeys(self._lines, 0)
         self._out: set[Line] = set()  # hosts that another attempt is made to reach
@@ -136,7 +142,7 @@ class SshBackend(Backend):
         self._lock = threading.RLock()
         self._closed = threading.Event()
         self._guard = Guard(self.name, "jobs on hosts", self._closed, None if detach else self._start_helper)
-        self._pool = Pool("wfl-ssh-work", REQUESTS)
+        self._pool, self._starts = Pool("wfl-ssh-work", REQUESTS), Pool("wfl-ssh-start", STARTS)
         self._keep = False
 
     def open(self, report: Report, directory: Path | None) -> None:
@@ -176,17 +182,19 @@ class SshBackend(Backend):
         """Each to a host that has room; those of one host in one request."""
         outcomes: dict[str, Outcome] = {}
         chosen: dict[Line, list[Submission]] = {}
+        until = time.monotonic() + self._speaks.timeout
         for one in submissions:
             try:
                 self.check(one.template)
-                line = self._choose(one)
+                line = self._choose(one, until)
             except WflError as error:
+                self._forget(one.key)
                 outcomes[one.key] = error
                 continue
             outcomes[one.key] = one.key
             if line is not None:
                 chosen.setdefault(line, []).append(one)
-        if len(chosen) == 1:
+        if [*map(len, chosen.values())] == [len(submissions)]:  # else what is known of others would be lost
             for line, some in chosen.items():
                 with self._guard.on_its_way():
                     outcomes |= self._start(line, some)
@@ -195,38 +203,61 @@ class SshBackend(Backend):
                 outcomes |= told
         return [outcomes[one.key] for one in submissions]
 
-    def _choose(self, one: Submission) -> Line | None:
-        """A host with room, the least used; None where the job waits for room. Raises where no host can be reached.
+    def _choose(self, one: Submission, until: float, line: Line | None = None) -> Line | None:
+        """A host with room, `line` or the least used; None where the job waits for room, or has been ended meanwhile.
+        Raises where no host can be reached; until then there is hope for those that were there before.
 
         One that takes long to answer is passed over until it does, as long as others may.
         """
         candidates, slow = self._candidates(one.template), list[Line]()
-        error: WflError = DrmCommunicationError("no host can be reached")
-        while candidates or slow:
+        error: WflError | None = None
+        tried = 0
+        while True:
+            if not candidates and not slow:
+                candidates = self._wait_for_known(one, error, until)
             if not candidates:
-                wait([self._attempt(line)[0] for line in slow], return_when=FIRST_COMPLETED)
+                wait([self._attempt(other)[0] for other in slow], return_when=FIRST_COMPLETED)
                 candidates, slow = slow, []
-            line = self._take(one, candidates)
-            if line is None:
-                self._report([JobInfo(id=one.key, state=JobState.QUEUED)])
-                return None
-            try:
-                _check_machine(one.template, line.name, self._reach(line))
-            except LateError:
-                self._forget(one.key)
-                candidates.remove(line)
-                slow.append(line)
-                for other in candidates:
-                    if not (other.up or other.attempts.rest):
-                        self._attempt(other)
-            except WflError as problem:
-                self._forget(one.key)
+            line = line or self._take_or_wait(one, candidates)
+            problem = line and self._problem(one.template, line)
+            if line is None or problem is None:
+                break
+            candidates.remove(line)
+            if isinstance(problem, WflError):
                 error = problem
-                candidates.remove(line)
                 self._try_again(line)
             else:
-                return line
-        raise error
+                slow.append(line)
+                self._attempt_all(candidates)
+            self._let_go(one.key)
+            line, tried = None, tried + 1
+        if line is not None and tried:
+            self._move_up()  # to where this one held room
+        return line
+
+    def _problem(self, template: JobTemplate, line: Line) -> Exception | None:
+        try:
+            _check_machine(template, line.name, self._reach(line))
+        except (LateError, WflError) as error:
+            return error
+        return None
+
+    def _let_go(self, key: str) -> None:
+        """Nothing is held for it anywhere until it is given room again."""
+        with self._lock:
+            if (job := self._jobs.get(key)) is not None:
+                job.line = None
+                self._hold(job, None)
+
+    def _wait_for_known(self, one: Submission, error: WflError | None, until: float) -> list[Line]:
+        """The hosts that were there before, as they may be again in a moment; raises the error where none was."""
+        known = [line for line in self._candidates(one.template) if line.hello is not None]
+        if isinstance(error, DrmCommunicationError) and known and (left := until - time.monotonic()) > 0:
+            rest = min(line.attempts.rest for line in known)
+            if not self._closed.wait(min(left, max(AGAIN, rest))):
+                return known
+        self._move_up()
+        raise error or DrmCommunicationError("no host can be reached")
 
     def _reach(self, line: Line) -> attendant.Hello:
         """Raises LateError where that takes long; it is tried on, and what waits is told when it is there."""
@@ -243,6 +274,11 @@ class SshBackend(Backend):
                 threading.Thread(target=self._try, args=(line,), name="wfl-ssh-try", daemon=True).start()
             return self._attempts[line]
 
+    def _attempt_all(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            if not (line.up or line.attempts.rest):
+                self._attempt(line)
+
     def _try(self, line: Line) -> None:
         attempt, begun = self._attempts[line]
         try:
@@ -257,18 +293,22 @@ class SshBackend(Backend):
             else:
                 self._try_again(line)
 
-    def _take(self, one: Submission, candidates: Sequence[Line]) -> Line | None:
-        """Give the job room on one of these; None where there is none, and it waits."""
-        job = _Job(one.key, one.template, None, own=True)
+    def _take_or_wait(self, one: Submission, candidates: Sequence[Line]) -> Line | None:
+        """Give the job room on one of these; None where there is none, and it waits, or where it has been ended."""
         with self._lock:
-            free = [line for line in candidates if self._has_room(line, job.slots)]
-            job.line = min(free, key=self._preference, default=None)
-            self._jobs[one.key] = job
-            if job.line is None:
-                self._waiting.append(one)
-            else:
-                self._hold(job, job.line)
-            return job.line
+            job = self._jobs.setdefault(one.key, _Job(one.key, one.template, None, own=True))
+            if job.ended or self._take(job, candidates):
+                return job.line
+            self._waiting.append(one)
+        self._report([JobInfo(id=one.key, state=JobState.QUEUED)])
+        return None
+
+    def _take(self, job: _Job, candidates: Sequence[Line]) -> Line | None:
+        """Room on one of these (with the lock held)."""
+        free = [line for line in candidates if self._has_room(line, job.slots)]
+        job.line = min(free, key=self._preference, default=None)
+        self._hold(job, job.line)
+        return job.line
 
     def _has_room(self, line: Line, slots: int) -> bool:
         size = self._slots[line.name]
@@ -289,8 +329,11 @@ class SshBackend(Backend):
     def _forget(self, key: str) -> None:
         with self._lock:
             job = self._jobs.pop(key, None)
+            gives_room = job is not None and job.holds is not None
             if job is not None:
                 self._hold(job, None)
+        if gives_room:
+            self._move_up()
 
     def _start_of_several(self, part: tuple[Line, Sequence[Submission]]) -> dict[str, Outcome]:
         """On one of several hosts: whether it takes them does not concern the others."""
@@ -300,12 +343,12 @@ class SshBackend(Backend):
                 return self._start(line, submissions)
         except DrmCommunicationError as error:
             keys = [one.key for one in submissions]
-            log.warning("%s: %d submissions are unsettled: %s", self.name, len(keys), error)
-            self._settle_soon(line, keys)
+            self._settle_soon(line, keys, error)
             return {key: key for key in keys}
 
-    def _settle_soon(self, line: Line, keys: Sequence[str]) -> None:
+    def _settle_soon(self, line: Line, keys: Sequence[str], error: WflError) -> None:
         """Nobody knows whether orders for these have arrived there."""
+        log.warning("%s: %d submissions are unsettled: %s", self.name, len(keys), error)
         with self._lock:
             for key in keys:
                 if (job := self._jobs.get(key)) is not None:
@@ -314,11 +357,20 @@ class SshBackend(Backend):
 
     def _settle(self, line: Line) -> None:
         """Find out; what has not arrived never begins any more."""
-        with self._lock:
-            keys = [job.key for job in self._jobs.values() if job.unsure and job.line is line and not job.ended]
         found: list[attendant.Seen] = []
-        with suppress(WflError):
-            found = self._look(line, keys, forbid=True)
+        for _ in range(TRIES):
+            with self._lock:
+                keys = [job.key for job in self._jobs.values() if job.unsure and job.line is line and not job.ended]
+            found = []
+            with suppress(WflError):
+                found = self._look(line, keys, forbid=True)
+            self._settled(line, [one for one in found if one.where != "unknown"])
+            found = [one for one in found if one.where == "unknown"]  # it is just made, or about to be removed again
+            if not found or self._closed.wait(AGAIN):
+                return
+        self._settled(line, found)
+
+    def _settled(self, line: Line, found: Iterable[attendant.Seen]) -> None:
         for one in found:
             job = self._jobs.get(one.key)
             if job is None:
@@ -348,10 +400,16 @@ class SshBackend(Backend):
                 continue
             outcomes[one.key] = problem
             self._forget(one.key)
+        ready = self._to_send(line, ready)
         if not ready:
             return outcomes
         try:
             line.ask(lambda number: attendant.start(number, ready, hello, self._owner))
+        except DrmCommunicationError as error:
+            if len(ready) == len(submissions):
+                raise
+            self._settle_soon(line, [one.key for one in ready], error)
+            return outcomes
         except DeniedByDrmsError as error:
             said = line.words()
             for one in ready:
@@ -360,6 +418,18 @@ class SshBackend(Backend):
             return outcomes
         self._begun(line, [one.key for one in ready])
         return outcomes
+
+    def _to_send(self, line: Line, ready: Sequence[Submission]) -> list[Submission]:
+        """Without those that were ended while their files were copied: of these nothing stays there."""
+        with self._lock:
+            jobs = [(one, self._jobs[one.key]) for one in ready if one.key in self._jobs]
+            for _, job in jobs:
+                job.sent = not job.ended
+        if over := [job.key for _, job in jobs if not job.sent]:
+            with suppress(WflError):
+                for some in _parts(over):
+                    line.ask(partial(_call, "w_reap", *some))
+        return [one for one, job in jobs if job.sent]
 
     def _begun(self, line: Line, keys: Iterable[str]) -> None:
         now, infos = datetime.now(UTC), []
@@ -381,13 +451,14 @@ class SshBackend(Backend):
 
     def _own(self, line: Line, programs: Iterable[str]) -> None:
         """Directories for these programs' jobs there; known to its attendant since the last connection."""
+        owned, followed = line.owned, line.followed  # of the connection that there is now
         for program in programs:
-            if program not in self._owned[line]:
+            if program not in owned:
                 line.ask(partial(_call, "w_own", program, self._owner, self._lease))
                 with self._lock:
-                    self._owned[line].add(program)
+                    owned.add(program)
                     self._leased.add(line)
-                    self._followed[line].add(program)
+                    followed.add(program)
 
     def _fill(self, line: Line, hello: attendant.Hello, some: Sequence[Submission]) -> list[WflError | None]:
         """Copy in what these need; what went wrong."""
@@ -414,7 +485,7 @@ class SshBackend(Backend):
     def _files(line: Line) -> AbstractContextManager[paramiko.SFTPClient]:
         """A channel for copying, of a new connection where the last one was lost."""
         line.connected()
-        return line.files()
+        return line.copies()
 
     def _start_helper(self, lost: Callable[[], None]) -> Undertaker:
         return watch(self._logins, self._speaks, self._owner, keep=self._keep, lost=lost)
@@ -525,11 +596,13 @@ class SshBackend(Backend):
 
     def _write_output(self, job: _Job, line: Line) -> None:
         for stream, path in _output_files(job.template).items():
-            with open(os.dup(checks.PASSED[path]) if path in checks.PASSED else path, "wb") as file:
-                offset = 0
+            passed = path in checks.PASSED  # where nothing can be taken back: another attempt goes on behind it
+            offset = job.passed_on.get(stream, 0) if passed else 0
+            with open(os.dup(checks.PASSED[path]) if passed else path, "wb") as file:
                 while piece := self._read_once(job, line, stream, offset, 1 << 20):
                     file.write(piece)
                     offset += len(piece)
+                    job.passed_on[stream] = offset
 
     def _stage_out(self, job: _Job, line: Line) -> None:
         hello = line.connected()
@@ -544,9 +617,6 @@ class SshBackend(Backend):
         """In the line's thread, at its end: connect again for as long as a job is there."""
         if not self._closed.is_set():
             log.warning("%s: the connection was lost, jobs there go on; connecting again", line.name)
-        with self._lock:
-            self._followed[line].clear()
-            self._owned[line].clear()
         self._try_again(line)
 
     def _try_again(self, line: Line) -> None:
@@ -593,12 +663,13 @@ class SshBackend(Backend):
             return []
         line.connected()
         with self._lock:
-            new = set(attendant.programs(keys)) - self._followed[line]
+            followed = line.followed
+            new = set(attendant.programs(keys)) - followed
             unsure = {key for key in keys if forbid and (job := self._jobs.get(key)) and not job.started}
         if new:
             line.ask(partial(_call, "w_follow", *sorted(new)))
             with self._lock:
-                self._followed[line] |= new
+                followed |= new
         said: list[str] = []
         for some in _parts(sorted(unsure)):
             said += line.ask(partial(_call, "w_forbid", self._owner, *some))
@@ -617,28 +688,68 @@ class SshBackend(Backend):
             self._pool.submit(partial(self._reconcile, line))
         if not self._lease or line not in self._leased or self._closed.is_set():
             return None
-        return attendant.call("w_beats", 0, self._owner, f"{now:.2f}", self._lease)
+        return attendant.call("w_beats", 0, self._owner, self._lease)
 
     def _move_up(self) -> None:
         """There may be room for what waits."""
         if self._waiting and not self._closed.is_set():
-            self._pool.submit(self._start_waiting)
+            self._starts.submit(self._start_waiting)
 
     def _start_waiting(self) -> None:
+        """Those that there is room for now, by their hosts; the others stay where they are. None waits for another."""
+        chosen: dict[Line, list[Submission]] = {}
+        failed: list[tuple[Submission, WflError]] = []
         with self._lock:
-            waiting, self._waiting = list(self._waiting), deque()
-            for one in waiting:
-                self._jobs.pop(one.key, None)
-        for one in waiting:
-            try:
-                (outcome,) = self.submit([one])
-            except DrmCommunicationError:
-                if (job := self._jobs.get(one.key)) is not None and job.line is not None:
-                    self._settle_soon(job.line, [one.key])
-            else:
-                if not isinstance(outcome, WflError):
+            left: deque[Submission] = deque()
+            while self._waiting and any(self._has_room(line, 1) for line in self._lines):
+                one = self._waiting.popleft()
+                job = self._jobs.get(one.key)
+                if job is None or job.ended:
                     continue
-                self._report([ended(one.key, sub_state="launch_failure", annotation=str(outcome))])
+                try:
+                    line = self._take(job, self._candidates(one.template))
+                except WflError as error:  # it was another program's, which had other hosts
+                    failed.append((one, error))
+                    continue
+                if line is None:
+                    left.append(one)
+                else:
+                    chosen.setdefault(line, []).append(one)
+            self._waiting.extendleft(reversed(left))
+        for one, refused in failed:
+            self._fail(one.key, refused)
+        for line, some in chosen.items():
+            for start in range(0, len(some), attendant.TOGETHER):
+                self._starts.submit(partial(self._start_moved, line, some[start : start + attendant.TOGETHER]))
+
+    def _start_moved(self, line: Line, submissions: Sequence[Submission]) -> None:
+        """On this host, or another one where it cannot be reached."""
+        chosen: dict[Line, list[Submission]] = {}
+        until = time.monotonic() + self._speaks.timeout
+        for one in submissions:
+            try:
+                found = self._choose(one, until, line)
+            except WflError as error:
+                self._fail(one.key, error)
+            else:
+                if found is not None:
+                    chosen.setdefault(found, []).append(one)
+        for part in chosen.items():
+            try:
+                outcomes = self._start_of_several(part)
+            except InvalidSessionError:  # it is just closed
+                return
+            for key, outcome in outcomes.items():
+                if isinstance(outcome, WflError):
+                    self._fail(key, outcome)
+
+    def _fail(self, key: str, error: WflError) -> None:
+        """One that waited is never started."""
+        if (job := self._jobs.get(key)) is not None and job.ended:
+            return
+        self._forget(key)
+        if not self._closed.is_set():
+            self._report([ended(key, sub_state="launch_failure", annotation=str(error))])
 
     # -- control and output --
 
@@ -652,9 +763,11 @@ class SshBackend(Backend):
             job = self._jobs.get(id)
             if job is None or job.ended:
                 failures[id] = InvalidStateError(f"{id}: it has ended")
-            elif job.line is None:
-                failures |= self._control_waiting(job, action)
-            else:
+                continue
+            told = self._control_waiting(job, action)
+            if told is not None:
+                failures |= told
+            elif job.line is not None:
                 groups.setdefault(job.line, []).append(id)
         for line, keys in groups.items():
             try:
@@ -663,33 +776,45 @@ class SshBackend(Backend):
                 failures |= {key: type(error)(f"{key}: cannot {action.value}: {error}") for key in keys}
         return failures
 
-    def _control_waiting(self, job: _Job, action: Action) -> dict[str, WflError]:
-        if action not in (Action.TERMINATE, Action.KILL):
-            return {job.key: InvalidStateError(f"{job.key}: cannot {action.value}: it has not started")}
+    def _control_waiting(self, job: _Job, action: Action) -> dict[str, WflError] | None:
+        """None where its orders may have arrived at a host; before, whoever is at it finds that it has ended."""
         with self._lock:
+            if job.line is not None and job.sent:
+                return None
+            if action not in (Action.TERMINATE, Action.KILL):
+                return {job.key: InvalidStateError(f"{job.key}: cannot {action.value}: it has not started")}
             self._waiting = deque(one for one in self._waiting if one.key != job.key)
-        self._end(job, ended(job.key, sub_state="cancelled", annotation="ended before it was started"))
+            job.ended = True
+            self._hold(job, None)
+        self._report([ended(job.key, sub_state="cancelled", annotation="ended before it was started")])
+        self._move_up()
         return {}
 
     def _signal(self, line: Line, keys: Sequence[str], action: Action) -> dict[str, WflError]:
         line.connected()
         failures: dict[str, WflError] = {}
-        left = list(keys)
+        left, told = list(keys), dict[str, str]()
         for _ in range(TRIES):
             said = [
                 text for some in _parts(left) for text in line.ask(partial(_call, "w_signal", _SIGNALS[action], *some))
             ]
             told = {attendant.key_of(path): how for _, _, path, how in (text.split("\t") for text in said)}
-            over = [key for key, how in told.items() if how == "over"]
+            on_their_way = {key for key in told if (job := self._jobs.get(key)) and not (job.started or job.ended)}
+            over = [key for key, how in told.items() if how == "over" and key not in on_their_way]
             failures |= {key: InvalidStateError(f"{key}: cannot {action.value}: it has ended") for key in over}
             done = [key for key in left if key not in told]
             if action in _AFTER and done:
                 self._report([JobInfo(id=key, state=_AFTER[action]) for key in done])
-            left = [key for key, how in told.items() if how == "again"]
-            if not left or action not in _AFTER or self._closed.wait(AGAIN):
-                break  # one that is told to end does so when it begins
+            # One that is there and told to end does so when it begins.
+            left = [key for key in told if key not in over and (action in _AFTER or told[key] == "over")]
+            if not left or self._closed.wait(AGAIN):
+                break
         else:
-            failures |= {key: InvalidStateError(f"{key}: cannot {action.value}: it has no process") for key in left}
+            words = f"cannot {action.value}: it has no process"
+            failures |= {
+                key: (DrmCommunicationError if told[key] == "over" else InvalidStateError)(f"{key}: {words}")
+                for key in left
+            }
         return failures
 
     def read(self, id: str, stream: Stream, offset: int, limit: int) -> tuple[bytes, bool]:
@@ -779,7 +904,7 @@ class SshBackend(Backend):
         unsure: dict[str, set[Line]] = {}
         for task in known:
             job = self._jobs.get(task.key) or self._found(task)
-            if job.own and job.line is None:  # it waits here
+            if job.own and not job.sent:  # it waits here
                 infos.append(JobInfo(id=task.key))
             else:
                 unsure[task.key] = {job.line} if job.line is not None else set(self._lines)
@@ -857,6 +982,7 @@ class SshBackend(Backend):
         for line in self._lines:
             line.close()
         self._pool.stop()
+        self._starts.stop()
 
     def _leave(self, line: Line, *, end: bool) -> None:
         line.connected()

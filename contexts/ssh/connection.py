@@ -27,6 +27,8 @@ KEEPALIVE = 15
 """Seconds of silence after which the host is spoken to, so that what lies between does not forget the connection."""
 CHANNELS = 4
 """For files at once: a host may allow ten channels of all kinds (MaxSessions of sshd_config(5))."""
+COPIES = CHANNELS - 1
+"""Of those, for what may take long."""
 LAST = 0.3
 """Seconds in which a connection that was cut ends, after the first of its channels has."""
 WINDOW = 1 << 22

@@ -21,7 +21,7 @@ import paramiko
 
 from wfl.contexts import network
 from wfl.contexts.ssh import attendant
-from wfl.contexts.ssh.connection import LOST, Attempts, Connection
+from wfl.contexts.ssh.connection import COPIES, LOST, Attempts, Connection
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
 
 if TYPE_CHECKING:
@@ -76,9 +76,13 @@ class Line:
         """`beat` gives the request by which the host hears that this program lives, every `pause` seconds."""
         self.login, self._speaks = login, speaks
         self._tell, self._back, self._away, self._beat, self._pause = tell, back, away, beat, pause
+        self._patience = max(pause, speaks.timeout)  # answers come in order: one may wait for another that takes long
         self.name = login.name
         self.hello: attendant.Hello | None = None
         self.attempts = Attempts()
+        self.owned: set[str] = set()
+        self.followed: set[str] = set()
+        """Programs whose jobs this connection's attendant guards, and tells of; other sets for each connection."""
         self._numbers = itertools.count(1)
         self._connection: Connection | None = None
         self._channel: paramiko.Channel | None = None
@@ -86,6 +90,7 @@ class Line:
         self._answers: dict[int, list[str]] = {}
         self._lock = threading.Lock()
         self._sending = threading.Lock()
+        self._copying = threading.Semaphore(COPIES)
         self._connecting = threading.Lock()
         self._closed = threading.Event()
         self._lost = threading.Event()
@@ -137,6 +142,7 @@ class Line:
         with self._lock:
             if not self._closed.is_set():
                 self._connection, self._channel, self.hello = connection, channel, hello
+                self.owned, self.followed = set(), set()
                 self._thread = threading.Thread(target=self._read, args=arguments, name="wfl-ssh", daemon=True)
                 self._thread.start()
                 return hello
@@ -183,6 +189,12 @@ class Line:
         with connection.files() as client:
             yield client
 
+    @contextmanager
+    def copies(self) -> Iterator[paramiko.SFTPClient]:
+        """The same for what may take long: one channel is left for others."""
+        with self._copying, self.files() as client:
+            yield client
+
     # -- the reader --
 
     def _read(self, connection: Connection, channel: paramiko.Channel, rest: bytearray, again: bool) -> None:  # noqa: FBT001
@@ -220,8 +232,8 @@ class Line:
             buffer[:] = rest
             for line in lines:
                 self._hear(line.decode("utf-8", "surrogateescape"))
-            if self._unanswered is not None and time.monotonic() - self._unanswered > self._pause:
-                log.warning("%s: nothing was answered for %g s, connecting again", self.name, 2 * self._pause)
+            if self._unanswered is not None and time.monotonic() - self._unanswered > self._patience:
+                log.warning("%s: nothing was answered for %g s, connecting again", self.name, self._patience)
                 return
             if time.monotonic() - said > self._pause:
                 self._say_that_we_live(channel)

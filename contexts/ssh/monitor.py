@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 TOGETHER = 8
 """Hosts at once."""
 _JOBS = """
-cd && cd -- {directory} 2>/dev/null || exit 0
+{home}cd -- {directory} 2>/dev/null || exit 0
 w_here
 for w_session in {sessions}; do
     cd -- "$w_session" 2>/dev/null || continue
@@ -59,7 +59,9 @@ class SshMonitor(Monitor):
     def jobs(self, session_name: str | None) -> Sequence[JobInfo]:
         """Those that run or are suspended. Raises DrmCommunicationError where no host can be reached."""
         sessions = "*/" if session_name is None else quoted(session_name)
-        look = attendant.text() + _JOBS.format(directory=quoted(self._speaks.directory), sessions=sessions)
+        directory = self._speaks.directory
+        home = "" if directory.startswith("/") else "cd && "
+        look = attendant.text() + _JOBS.format(home=home, directory=quoted(directory), sessions=sessions)
         return [info for found in self._all(lambda login: self._jobs(login, look)) for info in found or ()]
 
     def _jobs(self, login: Login, look: str) -> list[JobInfo]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -483,6 +484,20 @@ def test_sshd_is_away(own: Host, tmp_path: Path) -> None:
             assert info.state is (JobState.FAILED if n % 2 else JobState.DONE), info
             assert (results / f"{n}").read_text() == f"{n}\n"
         _are_right(list(running.tasks[0].tasks))  # type: ignore[union-attr]
+    own.is_empty()
+
+
+def test_submitting_while_sshd_is_away(own: Host) -> None:
+    """For 3 s: a job that comes then waits for the host, which was there before, and runs once."""
+    with Workflow(own.context(), raise_errors=True) as flow:
+        assert flow.run("true").wait(PATIENCE).success()
+        own.strike()
+        starts = threading.Timer(3, own.start)
+        starts.start()
+        try:
+            assert flow.run("echo", "here").output() == "here"
+        finally:
+            starts.join()
     own.is_empty()
 
 

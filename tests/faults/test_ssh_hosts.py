@@ -238,6 +238,32 @@ def test_who_waits_for_room_is_not_lost(host: Host, tmp_path: Path) -> None:
 # --- hosts that are not what they were ----------------------------------------------------------------------
 
 
+def test_a_kill_while_it_moves_up(host: Host, tmp_path: Path) -> None:
+    """One that waited and is given room is ended while its files are copied: it never runs, and nothing of it stays."""
+    (tmp_path / "in").write_bytes(os.urandom(6_000_000))
+    mark, gate = tmp_path / "mark", tmp_path / "gate"
+    with Wire(host.port) as wire:
+        with Workflow(host.context(port=wire.port, slots=1, max_parallel=5), raise_errors=True) as flow:
+            first = flow.run(shell(f"until [ -e {gate} ]; do sleep 0.02; done"))
+            first.tasks[0].wait_started(PATIENCE)
+            second = flow.run("touch", str(mark), input_path=str(tmp_path / "in"))
+            third = flow.run("echo", "third")
+            wait_until("they wait for room", lambda: second.state is third.state is JobState.QUEUED)
+
+            def kill() -> None:
+                second.kill()
+
+            wire.after("there", 1_000_000, kill)
+            gate.touch()
+            assert wire.sprung.wait(PATIENCE)
+            assert third.wait(PATIENCE).success()
+            info = second.info()
+            assert info is not None
+            assert (info.state, info.sub_state) == (JobState.FAILED, "cancelled")
+        assert not mark.exists()
+        host.is_empty()
+
+
 def test_a_host_is_started_anew(host: Host) -> None:
     """Its boot id is another one: what ran before has failed with its host, what had ended by then has its own end."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -17,6 +17,7 @@ from wfl import JobTemplate
 from wfl.contexts.batch.place import Entry, Place, Wave
 from wfl.contexts.batch.script import script
 from wfl.contexts.ends import End
+from wfl.contexts.posix import becoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,25 @@ def test_variables_change_no_script(run: Run) -> None:
     arguments, environment = json.loads(output)
     assert arguments == ["3"]
     assert {name: environment[name] for name in odd} == odd
+
+
+def test_what_a_shell_complains_of_is_no_end(run: Run) -> None:
+    """A locale that is not there makes some shells complain, which is no sign that a signal has ended the command."""
+    end, _ = run(JobTemplate(remote_command="sh", args=("-c", "exit 137"), job_environment={"LC_ALL": "xx_YY.UTF-8"}))
+    assert end is not None
+    assert (end.status, end.said) == (137, False)
+
+
+def test_variables_that_shells_see_to(run: Run) -> None:
+    """They arrive as they were given, and no value stands on a command line but of those that cannot come otherwise."""
+    names = ("LINENO", "RANDOM", "SRANDOM", "SECONDS", "GROUPS", "FUNCNAME", "DIRSTACK", "HISTCMD", "BASHPID", "SHLVL")
+    given = dict.fromkeys((*names, "w_token", "wfl_token"), "07 x")
+    _, output = run(shown(**given))
+    environment = json.loads(output)[1]
+    assert {name: environment.get(name) for name in given} == given
+    exec_line = becoming(shown(**given), "4711", element=False)[-1]
+    assert "RANDOM=" in exec_line
+    assert "token" not in exec_line
 
 
 def test_ids_win(run: Run) -> None:

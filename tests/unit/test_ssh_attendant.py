@@ -25,6 +25,9 @@ from hypothesis import strategies as st
 from wfl import JobTemplate
 from wfl.backend import Submission
 from wfl.contexts.ssh import attendant
+from wfl.contexts.ssh.line import Speaks
+from wfl.contexts.ssh.login import Login
+from wfl.contexts.ssh.monitor import SshMonitor
 from wfl.errors import DrmCommunicationError
 
 if TYPE_CHECKING:
@@ -397,8 +400,9 @@ def test_where_it_cannot_begin(shell: tuple[str, ...], home: Path) -> None:
 
 
 def test_a_directory_elsewhere(shell: tuple[str, ...], home: Path, tmp_path: Path) -> None:
-    """A directory that is absolute is one, and free text in it stays what it is."""
+    """A directory that is absolute is one, free text in it stays what it is, and no home is needed for it."""
     place = tmp_path / "-x 'y' $(echo z)"
+    assert said(shell, home / "nowhere", entering("pwd; exit 0", place=str(place))) == (0, [f"{place}/s"])
     assert said(shell, home, entering("pwd; exit 0", place=str(place))) == (0, [f"{place}/s"])
     assert list(home.iterdir()) == []
 
@@ -448,6 +452,42 @@ def test_many_jobs(begin: Open) -> None:
     assert [one.end(key).exit_status for key in keys] == list(range(attendant.TOGETHER))
     assert {seen.where for seen in one.look(*keys).values()} == {"ended"}
     assert one.errors() == ""
+
+
+def test_what_a_shell_complains_of_is_no_end(begin: Open) -> None:
+    """A locale that the host does not have makes some shells complain before they become the command, which then runs
+    and is signalled as any other, and ends with its own status, even one that signals have, too.
+    """
+    one = begin()
+    one.own()
+    there = {"LC_ALL": "xx_YY.UTF-8"}
+    one.run("p-1", "sleep", "1000", job_environment=there)
+    process = one.process_of("p-1")
+    one.run("p-2", "sh", "-c", "exit 137", job_environment=there)
+    info = one.end("p-2")
+    assert (info.exit_status, info.terminating_signal) == (137, None)
+    assert one.file("p-1", "end").read_text() == ""
+    assert one.signal("STOP", "p-1") == {}
+    until(lambda: state_of(process) == "T")
+    assert one.signal("KILL", "p-1") == {}
+    assert one.end("p-1").terminating_signal == "SIGKILL"
+
+
+NO_WORDS = 'printf() { case $1 in refused*) return 1 ;; *) command printf "$@" ;; esac; }'
+
+
+@pytest.mark.parametrize("more", ["", NO_WORDS], ids=["for the pid", "for anything"])
+def test_no_room_to_say_who_it_is(begin: Open, more: str) -> None:
+    """A job that nobody could find is never begun, and the reason is told where there is no room to write it down."""
+    nowhere = 'mkdir() { command mkdir "$@" && case $1 in p/*) ln -s /nowhere/at-all "$1/pid" ;; esac; }'
+    one = begin(first=f"{nowhere}\n{more}")
+    one.own()
+    mark = one.root.parent / "mark"
+    one.run("p-1", "touch", str(mark))
+    info = one.end("p-1")
+    assert (info.sub_state, info.exit_status) == ("launch_failure", None)
+    assert info.annotation == "its pid cannot be written: is the disk full?"
+    assert not mark.exists()
 
 
 def test_an_element_of_an_array(begin: Open) -> None:
@@ -655,6 +695,23 @@ def test_any_bytes_arrive(steady: Attendant, words: list[str], values: list[str]
     steady.call("w_reap", attendant.path_of(key))
 
 
+SHELLS_OWN = (
+    "BASHPID", "BASH_COMMAND", "BASH_SUBSHELL", "DIRSTACK", "EPOCHREALTIME", "EPOCHSECONDS", "FUNCNAME", "GROUPS",
+    "HISTCMD", "LINENO", "RANDOM", "SECONDS", "SHLVL", "SRANDOM",
+)  # fmt: skip
+
+
+def test_variables_that_shells_see_to(begin: Open) -> None:
+    """They arrive as they were given, and so do those that are called as the attendant's own are."""
+    one = begin()
+    one.own()
+    given = dict.fromkeys((*SHELLS_OWN, "w_group", "w_place", "wfl_out", "wfl_by", "w_n", "wfl_status"), "07 x")
+    one.run("p-1", "env", "-0", job_environment=given)
+    assert one.end("p-1").exit_status == 0
+    found = dict(line.partition("=")[::2] for line in one.file("p-1", "out").read_text().split("\0"))
+    assert {name: found.get(name) for name in given} == given
+
+
 def test_the_same_bytes_are_remembered(begin: Open) -> None:
     """A program that comes back finds the template as it was, whatever is in it."""
     one = begin()
@@ -834,6 +891,22 @@ def test_a_long_end_is_cut(begin: Open) -> None:
     assert one.look("p-1")["p-1"].record == seen.record
 
 
+def test_monitoring_needs_no_home(
+    begin: Open, shell: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs below a directory that is absolute are seen, whether the home can be entered or not."""
+    one = begin()
+    one.own()
+    one.run("p-1", "sleep", "1000")
+    process = one.process_of("p-1")
+    monkeypatch.setattr(
+        SshMonitor, "_told", lambda _, __, look: "".join(f"{line}\n" for line in said(shell, home / "nowhere", look)[1])
+    )
+    login = Login(name="host", host="host", port=22, user="u")
+    (info,) = SshMonitor([login], Speaks(session="s", directory=f"{home}/d", shell="sh", timeout=1.0)).jobs(None)
+    assert (info.id, info.extensions and info.extensions["pid"]) == ("p-1", str(process))
+
+
 # --- signals ----------------------------------------------------------------------------------------------
 
 
@@ -1010,7 +1083,7 @@ class Clock:
         self._ends = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in (self._tick, self._asked)]
         self.first = (
             f'sleep() {{ case $1 in 0.*) command sleep "$1" ;; *) echo "$1" >\'{self._asked}\'; '
-            f"read -r w_tick <'{self._tick}' ;; esac; }}"
+            f"until read -r w_tick <'{self._tick}'; do :; done ;; esac; }}"  # a sign of life ends a `read`
         )
 
     def waits(self) -> str:
@@ -1063,9 +1136,9 @@ def test_the_lease_ends_jobs(begin: Open, clock: Clock) -> None:
     one.run("p-1", "sleep", "1000")
     one.run("q-1", "sleep", "1000", owner=OTHER)
     mine, other = one.process_of("p-1"), one.process_of("q-1")
-    for beat in range(5):
+    for _ in range(5):
         assert clock.waits() == "3"  # a tenth of the lease, rounded up
-        one.call("w_beats", OWNER, beat, 20)
+        one.call("w_beats", OWNER, 20)
         clock.step()
     one.kill()
     two = begin()
@@ -1090,7 +1163,6 @@ def test_the_lease_ends_jobs(begin: Open, clock: Clock) -> None:
     two.call("w_signal", "KILL", "q/1")
     assert two.end("q-1").annotation is None
     assert not list(two.root.glob("guard.*"))
-    assert not list(two.root.glob("beat.*"))
 
 
 @pytest.mark.parametrize("how", ["w_leave_all", "w_close", "w_clean"])
@@ -1105,10 +1177,33 @@ def test_the_guardian_leaves(begin: Open, clock: Clock, how: str) -> None:
     one.call(
         *{"w_leave_all": ("w_leave_all", OWNER), "w_close": ("w_close", OWNER, "nothing"), "w_clean": ("w_clean",)}[how]
     )
-    assert not list(one.root.glob("beat.*"))
+    assert not list(one.root.glob("guard.*"))
     clock.step()
     until(lambda: gone(guardian))
     assert gone(process) == (how != "w_leave_all")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full is here")
+def test_the_lease_holds_on_a_full_disk(begin: Open, clock: Clock) -> None:
+    """Who guards is told of a life where nothing can be written any more, stays, and ends the jobs when it is not."""
+    one = begin(first=clock.first)
+    one.own(lease=20)
+    guardian = guardian_of(one)
+    one.run("p-1", "sleep", "1000")
+    process = one.process_of("p-1")
+    one.say('printf() { command printf "$@" >/dev/full; }\n')  # but what is said needs no disk
+    one.say('w_say() { echo "$*" >&9; }\n')
+    for _ in range(9):
+        clock.waits()
+        one.call("w_beats", OWNER, 20)
+        clock.step()
+    assert guardian_of(one) == guardian
+    one.kill()
+    for _ in range(7):
+        clock.waits()
+        assert not gone(process)
+        clock.step()
+    until(lambda: gone(process) and gone(guardian))
 
 
 def test_a_guardian_that_was_killed_is_replaced(begin: Open, clock: Clock) -> None:

@@ -17,6 +17,7 @@ from tests.ssh_server import PATIENCE, Disk, Host, Server, Shell
 from wfl import JobTemplate
 from wfl.backend import Submission
 from wfl.contexts.ssh import attendant
+from wfl.contexts.ssh.connection import CHANNELS
 from wfl.contexts.ssh.line import Line, Speaks
 from wfl.contexts.ssh.login import Login
 from wfl.errors import DeniedByDrmsError, DrmCommunicationError, SessionManagementError, WflError
@@ -403,7 +404,7 @@ def test_no_answer(place: Place) -> None:
 
 def test_a_host_that_falls_silent(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody has to ask for it to be noticed that a host says nothing any more."""
-    line = place.line(pause=0.1)
+    line = place.line(pause=0.1, timeout=1.0)
     line.connected()
     until(lambda: place.beats >= 3)
     assert place.aways == 0
@@ -411,7 +412,51 @@ def test_a_host_that_falls_silent(place: Place, caplog: pytest.LogCaptureFixture
         place.shell.deaf(yes=True)
         until(lambda: place.aways == 1)
     assert not line.up
-    assert "host: nothing was answered for 0.2 s, connecting again" in caplog.text
+    assert "host: nothing was answered for 1 s, connecting again" in caplog.text
+
+
+def test_a_host_that_is_at_work(place: Place) -> None:
+    """It does one thing after the other: an answer may take as long as was said, and signs of life wait for it."""
+    line = place.line(pause=0.1)
+    line.connected()
+    assert line.ask(lambda n: f"sleep 1; w_say '+ {n}'\n") == []
+    assert (place.aways, place.server.made) == (0, 1)
+
+
+def test_copies_leave_a_channel(place: Place) -> None:
+    """However many copies are under way, output can be read."""
+    line = place.line()
+    line.connected()
+    over, under_way = threading.Event(), []
+
+    def copy() -> None:
+        with line.copies():
+            under_way.append(1)
+            over.wait(PATIENCE)
+
+    threads = [threading.Thread(target=copy) for _ in range(CHANNELS + 1)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(under_way) == CHANNELS - 1)
+    with line.files() as client:
+        assert client.listdir("/d") == ["s"]
+    assert len(under_way) == CHANNELS - 1
+    over.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(under_way) == CHANNELS + 1
+
+
+def test_what_each_connection_is_told(place: Place) -> None:
+    """What an attendant was told of is known for its own connection alone."""
+    line = place.line()
+    line.connected()
+    line.owned.add("p")
+    line.followed.add("p")
+    place.server.cut()
+    until(lambda: not line.up)
+    line.connected()
+    assert (line.owned, line.followed) == (set(), set())
 
 
 def test_signs_of_life(place: Place) -> None:
