@@ -1237,6 +1237,20 @@ def test_a_lease_in_real_time(home: Path) -> None:
             until(partial(gone, number))
 
 
+def test_no_lease_where_signs_of_life_are_ignored(begin: Open) -> None:
+    """A signal that was ignored when sshd was started is for good: then nobody guards, and nothing ends."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        one = begin()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    one.own(lease=1)
+    one.run("p-1", "sleep", "1000")
+    process = one.process_of("p-1")
+    time.sleep(3)
+    assert not gone(process)
+
+
 # --- cleaning up ------------------------------------------------------------------------------------------
 
 
