@@ -211,13 +211,14 @@ class Persistence:
             claimed = self.store.claim(abandoned)
             for record, row in rows.items():
                 record.inherited = row.key in claimed and _waits_there(row)
+                record.waited = row.key in claimed and row.waited and row.detach
             ours = [r for r, row in waiting.items() if row.key in claimed]
             queued = [r for r in ours if rows[r].phase == HERE]
             self.watch_queue(queued)  # before they can start, so that no wish is overlooked
             there = [r for r in rows if r not in waiting or (r in ours and rows[r].phase == SUBMITTING)]
             session._find(there, _NEVER, refusable=refusable)
             self._count({r: rows[r].program for r in there}, lives)
-            session._submit([r for r in queued if self._inherit(r, rows[r])], check_store=True)
+            session._submit([r for r in queued if self._inherit(r, detach=rows[r].detach)], check_store=True)
             left = {r: row for r, row in waiting.items() if r not in ours}
             if queued:
                 self._fulfil()  # the wishes that came before this program
@@ -267,9 +268,28 @@ class Persistence:
                 record.error = (DrmCommunicationError if words.startswith(_UNSENT) else DeniedByDrmsError)(words)
         return record
 
-    def _inherit(self, record: Record, row: Row) -> bool:
+    def wait_on(self, records: Sequence[Record]) -> None:
+        """The system never had these: they go on waiting, in this program's queue."""
+        session = self._session
+        with session._lock:
+            for record in records:
+                record.waited, record.phase, record.state = False, HERE, JobState.QUEUED
+        self.note(records)
+        self.watch_queue(records)
+        session._later(0.0, lambda: self._go_on(records))
+
+    def _go_on(self, records: Sequence[Record]) -> None:
+        with self._turn:  # when all that was found has its place at the gates
+            ready = [record for record in records if self._inherit(record, detach=True)]
+        self._session._submit(ready, check_store=True)
+
+    def has_waited(self, record: Record) -> bool:
+        """Whether it waited in this program's queue, and has not got out of it yet."""
+        return record.key in self._queue
+
+    def _inherit(self, record: Record, *, detach: bool) -> bool:
         """Go on with what waited in a dead program's queue; whether it may start now."""
-        if not row.detach:
+        if not detach:
             self._session._end_here([record], "cancelled", "the program in whose queue it waited has ended")
             return False
         record.own = True

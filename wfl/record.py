@@ -33,7 +33,7 @@ class Record:
     __slots__ = (
         "attempt", "began", "callbacks", "error", "final", "first", "gate", "gates", "id", "index", "info", "inherited",
         "job_id", "key", "own", "passed", "phase", "session", "slots", "source", "state", "submitted", "template",
-        "unseen", "waiters", "why",
+        "unseen", "waited", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,7 @@ class Record:
         self.began = inf  # by the session's clock, where the system is asked
         self.unseen = False
         self.inherited = False  # of a detached program that is gone, and waited in the system when it was last heard of
+        self.waited = False  # in the queue of a detached program that died as it was just giving it to the system
         self.own = True  # started by this program (or taken over), so ended with it
         self.waiters: list[Waiter | Collector] | None = None
         self.callbacks: list[Callable[[], None]] | None = None

@@ -510,6 +510,9 @@ class JobSession:
         self._hurry()
 
     def _refuse(self, records: Sequence[Record], error: WflError) -> None:
+        closing = self._closed is not None and self.context.detach and isinstance(error, InvalidSessionError)
+        if closing and self._kept is not None:  # what was on its way out of the queue is the next program's
+            records = [record for record in records if not self._kept.has_waited(record)]
         for record in records:
             record.error = error
         self._end_here(records, "launch_failure", str(error))
@@ -554,8 +557,11 @@ class JobSession:
         self._accept(found, [ids[record.key] for record in found])
         self.observe(answer.infos)
         gone = [by_key[key] for key in answer.gone]
-        self._refuse([record for record in gone if record.phase == SUBMITTING], never)
+        never_had = [record for record in gone if record.phase == SUBMITTING]
         lost = [record for record in gone if record.phase == ACCEPTED]
+        self._refuse([record for record in never_had if not record.waited], never)
+        if self._kept is not None and (waited := [record for record in never_had if record.waited]):
+            self._kept.wait_on(waited)
         self._end_here(lost, "lost", f"{self.backend.name} does not know it any more")
         answered = ids.keys() | answer.gone
         return [r for key, r in by_key.items() if key not in answered and r.phase in (SUBMITTING, ACCEPTED)]

@@ -32,6 +32,10 @@ REMEMBERED = 64
 PATIENCE = 5.0
 """Seconds to wait for another program's write."""
 
+_WAITED = 4
+"""The phase of what is being submitted and waited in a queue before; elsewhere both are SUBMITTING."""
+_PHASE = f"case phase when {_WAITED} then {SUBMITTING} else phase end"
+
 _SCHEMA = """
 create table templates (number integer primary key autoincrement, json text not null);
 create table tasks (
@@ -42,13 +46,14 @@ create table tasks (
 create index tasks_of_session on tasks (session, number);
 create index wishes on tasks (program) where wish is not null;
 """
-_ROWS = """
-select key, job_id, task_index, filled.json, given.json, max_parallel, first, attempt, wish, program, detach, phase, id,
-    submitted, info
+_ROWS = f"""
+select key, job_id, task_index, filled.json, given.json, max_parallel, first, attempt, wish, program, detach, {_PHASE},
+    phase = {_WAITED}, id, submitted, info
 from tasks join templates filled on filled.number = template join templates given on given.number = source
-"""
+"""  # noqa: S608 - numbers of our own
 _UPDATE = f"""
-update tasks set phase = case when phase = {HERE} and ?1 = {SUBMITTING} then phase else ?1 end, id = ?2, info = ?3
+update tasks set phase = case when phase in ({HERE}, {_WAITED}) and ?1 = {SUBMITTING} then phase else ?1 end,
+    id = ?2, info = ?3
 where key = ?4 and phase != {ENDED} and (phase = {ACCEPTED} or program = ?5)
 """  # noqa: S608 - numbers of our own
 _ALL = _ROWS + "where session = ? order by tasks.number"
@@ -59,7 +64,7 @@ class Row(NamedTuple):
     """One stored attempt to run one task.
 
     `source` is the template as it was given, `max_parallel` that of its array, `first` the key of the first attempt;
-    `wish` is what another program wants done to it while it waits.
+    `wish` is what another program wants done to it while it waits, `waited` whether it did until it was submitted.
     """
 
     key: str
@@ -74,6 +79,7 @@ class Row(NamedTuple):
     program: str
     detach: bool
     phase: int
+    waited: bool
     id: str
     submitted: float
     info: JobInfo | None
@@ -138,7 +144,7 @@ class Store:
             changed = connection.executemany(
                 "update tasks set phase = ?, wish = null"
                 " where key = ? and phase = ? and program = ? and (wish is null or wish = 'release')",
-                [(SUBMITTING, key, HERE, self.program) for key in keys],
+                [(_WAITED, key, HERE, self.program) for key in keys],
             ).rowcount
             if changed == len(keys):
                 return {}
@@ -153,7 +159,7 @@ class Store:
 
     def claim(self, rows: Iterable[Row]) -> set[str]:
         """Take over what waits from programs that are gone; the keys of those that no other program took before."""
-        statement = "update tasks set program = ? where key = ? and program = ? and phase = ?"
+        statement = f"update tasks set program = ? where key = ? and program = ? and {_PHASE} = ?"  # noqa: S608 - ours
         with self._transaction() as connection:
             return {
                 row.key

@@ -457,6 +457,46 @@ def test_submission_unsettled_at_the_close(
     assert len(system.submitted) == done
 
 
+def test_killed_as_it_gave_on_what_had_waited(system: FakeSystem, open_session: Sessions, path: Path) -> None:
+    """What a detached program's queue had, and the system has not, waits on in the next program's queue."""
+    session = open_session(system, max_parallel=1)
+    first, second, _ = (run(session, "job")[0] for _ in range(3))
+    system.advance()
+    session.refresh()  # writes what is due
+    session._kept.store.start([second.id])  # type: ignore[union-attr] # noqa: SLF001 - and then it was killed
+    killed(path)
+    later = open_session(system, max_parallel=1)
+    *_, again, last = later.get_jobs()
+    assert (again.state, last.state, len(system.submitted)) == (JobState.QUEUED, JobState.QUEUED, 1)
+    for done in (first, last, again):
+        system.finish(done)
+        system.advance(LOOKS)
+    assert [again.state, last.state] == [JobState.DONE] * 2
+    assert len(system.submitted) == 3
+
+
+def test_closed_as_it_gave_on_what_had_waited(
+    system: FakeSystem, open_session: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that is closed meanwhile refuses it, which says nothing of the job: the next program starts it."""
+    session = open_session(system, max_parallel=1)
+    first, _ = (run(session, "job")[0] for _ in range(2))
+    system.advance()
+    session.refresh()
+
+    def closing(_: object) -> None:
+        session.close()
+        raise errors.InvalidSessionError("the session is closed")
+
+    monkeypatch.setattr(session.backend, "submit", closing)
+    system.finish(first)
+    system.advance(LOOKS)
+    assert session.closed
+    (_, again) = open_session(system, max_parallel=1).get_jobs()
+    system.advance(LOOKS)
+    assert again.state is JobState.RUNNING, again.info()
+
+
 def test_templates_of_reaped_jobs(system: FakeSystem, open_session: Sessions, path: Path) -> None:
     """They are removed when the store is opened; a program that has used one of them can go on using it."""
     session = open_session(system)
