@@ -247,10 +247,10 @@ def test_auth_is_checked() -> None:
         DockerContext(registry_auth=RIGHT)
     assert PASSWORD not in str(told.value)
     with pytest.raises(InvalidArgumentError, match="auth has no 'user': did you mean 'username'") as told:
-        DockerContext(image=IMAGE, auth={"user": USER, "password": PASSWORD})
+        DockerContext(image=IMAGE, registry_auth={"user": USER, "password": PASSWORD})
     assert PASSWORD not in str(told.value)
     wrong: Any
     for wrong in (PASSWORD, {"password": PASSWORD.encode()}):
         with pytest.raises(TypeError) as raised:
-            DockerContext(image=IMAGE, auth=wrong)
+            DockerContext(image=IMAGE, registry_auth=wrong)
         assert PASSWORD not in str(raised.value)
