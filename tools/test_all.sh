@@ -41,10 +41,12 @@ shopt -s nullglob
 daemons=(tests/faults/test_{container_*,daemon_away}.py)
 schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,scheduler_away,slurm}.py)
 kubernetes=(tests/faults/test_kubernetes_{meddling,rights,away,connections,death}.py) # the first meddles with the node
-hosts=(tests/faults/test_{remote,server,ssh}_*.py)
+hosts=(tests/faults/test_{remote_*,server_death,server_deployment,server_misuse,ssh_*}.py)
 shopt -u nullglob
+requests=tests/faults/test_server_requests.py # ten thousand: ten minutes of one processor
 pages=(tests/binary tests/docs tests/examples)
-elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}" "${pages[@]}")
+elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}"
+    "$requests" "${pages[@]}")
 
 lane oldest slurm "tests/conformance --wfl-sites slurm" \
     oldest schedulers "${schedulers[*]}"
@@ -59,8 +61,10 @@ make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
 suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
 # Of the newest Python what can depend on it: not what a shell does, nor whole workflows on systems of their own.
 shells=(tests/unit/test_{batch_machine,batch_replay,batch_signal,ssh_attendant,undertaker}.py)
-[ "$newest" = "$oldest" ] || lane newest python "tests/unit ${shells[*]/#/--ignore=} \
-    tests/conformance --wfl-sites process,fake,fake-asked --wfl-results build/newest"
+beside=(oldest requests "$requests")
+[ "$newest" = "$oldest" ] || beside=(newest python "tests/unit ${shells[*]/#/--ignore=} \
+    tests/conformance --wfl-sites process,fake,fake-asked --wfl-results build/newest" "${beside[@]}")
+lane "${beside[@]}"
 lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
     oldest remote "tests/conformance --wfl-sites remote,remote-docker,remote-compatible"
 # A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.

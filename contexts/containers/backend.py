@@ -669,9 +669,10 @@ class ContainerBackend(Backend):
             elif job.own:
                 infos += self._go_on(job)
             else:
-                self._client.remove(_name(job.key))
-                self._forget(job.key)
-                gone.append(task.key)
+                self._forget(job.key)  # before the daemon tells of its removal
+                with suppress(InvalidStateError):  # its program's last request has just started it: then the next look
+                    self._client.discard(_name(job.key))
+                    gone.append(task.key)
         return Answer(infos=infos, gone=gone)
 
     def _is_coming(self, job: _Job) -> bool:

@@ -166,6 +166,11 @@ class Client:
         except InvalidStateError:  # somebody else is just removing it
             return
 
+    def discard(self, id: str) -> None:
+        """Remove one that was never started; raises InvalidStateError where it runs by now."""
+        with suppress(NotThereError):
+            self._ask("DELETE", f"containers/{id}", {"v": "1"})
+
     def inspect(self, id: str) -> dict[str, Any]:
         """All that is known of it."""
         found: dict[str, Any] = self._ask("GET", f"containers/{id}/json")

@@ -340,8 +340,11 @@ def test_ctrl_c_when_cancelling_hangs(cluster: Cluster, run: Callable[..., Progr
     """The program leaves after its time limit and says that the helper goes on, which ends all when that can be."""
     cluster.wrap("scancel", HANGING)
     (cluster.commands / "hangs").touch()
-    program = run("from wfl.contexts.batch import ending\nending.ANSWER = 3\n" + FEW)
+    begun = cluster.commands / "begun"  # an element that has not begun never does, whatever hangs
+    command = f'"sh", "-c", "echo >>{begun}; exec sleep 600"'
+    program = run("from wfl.contexts.batch import ending\nending.ANSWER = 3\n" + FEW.replace('"sleep", "600"', command))
     program.expect("running")
+    wait_until("all have begun", lambda: begun.exists() and begun.read_text().count("\n") == 4)
     program.kill(signal.SIGINT)
     assert time.monotonic() - program.struck < 30
     assert "4 tasks had not ended and are ended now" in program.log()

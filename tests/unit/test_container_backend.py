@@ -163,9 +163,16 @@ class FakeClient:
         """Only noted."""
         self._daemon.called("unpause", id)
 
-    def remove(self, id: str, *, force: bool = True) -> None:
+    def remove(self, id: str) -> None:
         """Remove it, if it is there."""
-        self._daemon.called("remove", id, force)
+        self._daemon.called("remove", id)
+        self._daemon.containers.pop(id, None)
+
+    def discard(self, id: str) -> None:
+        """Remove it, if it does not run."""
+        self._daemon.called("discard", id)
+        if id in self._daemon.containers and self._daemon.containers[id].state == "running":
+            raise InvalidStateError("it runs")
         self._daemon.containers.pop(id, None)
 
     def inspect(self, id: str) -> dict[str, Any]:
@@ -836,6 +843,31 @@ def test_container_of_another_that_was_never_started(room: Room) -> None:
     room.daemon.make("k-1")
     assert room.backend.find([known()]).gone == ["k-1"]
     assert room.daemon.containers == {}
+
+
+def test_removal_of_what_was_never_started_is_heard_of(room: Room) -> None:
+    """That the daemon tells of this removal first makes no lost job of one that never was."""
+
+    def tell(id: str) -> None:
+        del room.daemon.containers[id]
+        room.daemon.tell("k-1", "destroy")
+        until(room.daemon.told.empty)
+        time.sleep(SHORT)
+
+    room.daemon.make("k-1")
+    room.daemon.on["discard"] = tell
+    assert room.backend.find([known()]).gone == ["k-1"]
+    assert room.told.ends("k-1") == []
+
+
+def test_last_request_of_a_program_that_died(room: Room) -> None:
+    """A container that its program's last request starts just as it is to be removed goes on."""
+    made = room.daemon.make("k-1")
+    room.daemon.on["discard"] = lambda _: setattr(made, "state", "running")
+    answer = room.backend.find([known()])
+    assert (list(answer.infos), list(answer.gone)) == ([], [])
+    (info,) = room.backend.find([known()]).infos
+    assert info.state is JobState.RUNNING
 
 
 # --- what the daemon remembers ------------------------------------------------------------------------------
