@@ -26,6 +26,7 @@ make .venv-oldest/.has-test .venv-oldest/.has-binary PYTHON="$oldest" VENV=.venv
 lanes=()
 lane() { # lane oldest|newest NAME TESTS [...] : these suites, one after another, beside what follows
     (
+        renice -n "${NICE:-0}" "$BASHPID" >/dev/null
         code=0
         while [ "$#" -gt 0 ]; do
             place=$(mktemp -d "$places/XXX")
@@ -43,7 +44,7 @@ schedulers=(tests/faults/test_{batch_clean,batch_death,drmaa,grid_engine,schedul
 kubernetes=(tests/faults/test_kubernetes_{meddling,rights,away,connections,death}.py) # the first meddles with the node
 hosts=(tests/faults/test_{remote_*,server_death,server_deployment,server_misuse,ssh_*}.py)
 shopt -u nullglob
-requests=tests/faults/test_server_requests.py # ten thousand: ten minutes of one processor
+requests=tests/faults/test_server_requests.py # ten thousand
 pages=(tests/binary tests/docs tests/examples)
 elsewhere=(tests/conformance "${daemons[@]}" "${schedulers[@]}" "${kubernetes[@]}" "${hosts[@]}"
     "$requests" "${pages[@]}")
@@ -57,14 +58,13 @@ lane oldest kubernetes-faults "${kubernetes[*]}" \
 lane oldest daemons "${daemons[*]}" \
     oldest ssh,ssh-user "tests/conformance --wfl-sites ssh,ssh-user" \
     oldest hosts "${hosts[*]}"
+NICE=10 lane oldest requests "$requests" # minutes of one processor, which count no time
 make binary PYTHON="$oldest" VENV=.venv-oldest || failed=1
 suite oldest python "tests $(printf -- '--ignore=%s ' "${elsewhere[@]}")" || failed=1
 # Of the newest Python what can depend on it: not what a shell does, nor whole workflows on systems of their own.
 shells=(tests/unit/test_{batch_machine,batch_replay,batch_signal,ssh_attendant,undertaker}.py)
-beside=(oldest requests "$requests")
-[ "$newest" = "$oldest" ] || beside=(newest python "tests/unit ${shells[*]/#/--ignore=} \
-    tests/conformance --wfl-sites process,fake,fake-asked --wfl-results build/newest" "${beside[@]}")
-lane "${beside[@]}"
+[ "$newest" = "$oldest" ] || lane newest python "tests/unit ${shells[*]/#/--ignore=} \
+    tests/conformance --wfl-sites process,fake,fake-asked --wfl-results build/newest"
 lane oldest slurm-plain "tests/conformance --wfl-sites slurm-plain" \
     oldest remote "tests/conformance --wfl-sites remote,remote-docker,remote-compatible"
 # A node of Kubernetes takes much of a small machine for its pods: not beside the tests above, which count time.

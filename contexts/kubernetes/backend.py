@@ -454,11 +454,14 @@ class KubernetesBackend(Backend):
             elif not task.finishing:
                 self._pool.submit(partial(self._look_at_pod, task))
 
-    def _look_at_pod(self, task: Task) -> None:
+    def _look_at_pod(self, task: Task, *, again: bool = False) -> None:
         try:
             self._client.get("pods", task.pod or "")
         except NotThereError:
-            self._tell_end(task, facts.vanished(task.id, None, killed=task.killed))
+            if not again:  # what the watch tells of its end may be on its way
+                self._later(partial(self._look_at_pod, task, again=True))
+            elif not task.finishing:
+                self._tell_end(task, facts.vanished(task.id, None, killed=task.killed))
         except WflError:
             return  # the watch of pods tells of it
 

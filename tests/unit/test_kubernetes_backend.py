@@ -919,6 +919,23 @@ def test_a_job_removed_while_its_pod_runs(room: Room, cluster: Cluster) -> None:
     assert room.end().exit_status == 143
 
 
+def test_a_job_and_its_pod_that_go_at_once(room: Room, cluster: Cluster) -> None:
+    """A pod that is not there any more may have told of its end, which is heard a moment later."""
+    looked = threading.Event()
+
+    def gone(*_: object) -> None:
+        looked.set()
+        raise NotThereError("it is gone")
+
+    name = room.runs()
+    cluster.on["get pods"] = gone
+    cluster.delete("jobs", cluster.job("k-1")["metadata"]["name"])
+    until(looked.is_set)
+    assert not room.ended()
+    cluster.go(name, 30)
+    assert room.end().exit_status == 143
+
+
 def test_evicted_is_the_end(room: Room, cluster: Cluster) -> None:
     """Unless the template says that it may run again."""
     name = room.runs()

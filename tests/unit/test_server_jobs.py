@@ -122,6 +122,31 @@ def test_the_same_request_again(serve: Serve) -> None:
     assert len(system.submitted) == 1
 
 
+def test_the_same_request_after_it_was_reaped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that something on the way has kept, and delivers once more, starts nothing; so many are remembered."""
+    from wfl.server import jobs as module
+
+    system = FakeSystem()
+    served = serve(system)
+    array = {"key": "array", "template": {"remoteCommand": "x"}, "indexes": [1, 3, 1]}
+    told = [
+        *submit(served.alice, {"remoteCommand": "x"}),
+        *served.alice.post(f"{SESSION}/arrays", array).json()["jobs"],
+    ]
+    for one in told:
+        ended(served.alice, one["id"])
+    assert served.alice.post(f"{SESSION}/reap", {"ids": [one["id"] for one in told]}).json()["failures"] == {}
+    (late,) = submit(served.alice, {"remoteCommand": "x"})
+    assert late["error"] == {"type": "InvalidStateError", "message": "the job of the key 'key 0' was reaped"}
+    assert served.alice.post(f"{SESSION}/arrays", array).error == (409, "InvalidStateError")
+    assert "id" in submit(served.bob, {"remoteCommand": "x"})[0]
+    monkeypatch.setattr(module, "REAPED", 1)
+    (other,) = submit(served.alice, {"remoteCommand": "x"}, session="another")
+    ended(served.alice, other["id"])
+    served.alice.post(f"{API}/sessions/another/reap", {"ids": [other["id"]]})
+    assert "id" in submit(served.alice, {"remoteCommand": "x"})[0]
+
+
 def test_the_same_key_for_another_job(serve: Serve) -> None:
     """That is a conflict: nothing is started, in one request as in two."""
     system = FakeSystem()
@@ -668,7 +693,7 @@ def test_control_of_an_array(serve: Serve) -> None:
 
 
 def test_reaping(serve: Serve) -> None:
-    """An ended job is forgotten, and its key may be used again; one that lives is not."""
+    """An ended job is forgotten; one that lives is not."""
     system = FakeSystem({"stay": FOREVER})
     served = serve(system)
     (over, lives) = submit(served.alice, {"remoteCommand": "x"}, {"remoteCommand": "stay"})
@@ -680,9 +705,7 @@ def test_reaping(serve: Serve) -> None:
     }
     assert served.alice.request("DELETE", f"{API}/jobs/{lives['id']}").error == (409, "InvalidStateError")
     assert served.alice.get(f"{API}/jobs/{over['id']}").status == 404
-    (again,) = submit(served.alice, {"remoteCommand": "x"})
-    assert again["id"] != over["id"]
-    assert len(system.submitted) == 3
+    assert len(system.submitted) == 2
 
 
 def test_reaping_leaves_nothing(serve: Serve, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -52,6 +53,8 @@ STALE = 7 * 86400.0
 """Seconds for which what was written down and never handed over waits for the same request to come again."""
 PATIENCE = 5.0
 """Seconds to wait for another request with the same key."""
+REAPED = 100_000
+"""Keys of reaped jobs that are remembered."""
 
 
 class ClientSession:
@@ -161,6 +164,7 @@ class Ledger:
         self._jobs: dict[str, Job] = {}
         self._arrays: dict[str, Array] = {}
         self._counts: dict[str, int] = {}
+        self._reaped: dict[tuple[Owner, str], None] = {}  # in order
         self._under_way: set[tuple[Owner, str]] = set()
         self._expected: Counter[tuple[Owner, str]] = Counter()
         self._settled = threading.Condition()
@@ -326,6 +330,8 @@ class Ledger:
                 raise _conflict(asked)
             if any(job.task is not None and not _never_started(job.task) for job in known.jobs):
                 return self._without_lost(known)
+        if known is None and (session.owner, asked.key) in self._reaped:
+            raise ConflictError(f"the job of the key {asked.key!r} was reaped")
         defaults = self.session.context.default_template
         self._policy.check(asked.template, defaults, isolated=self._isolated, own=self._own)
         if known is not None:
@@ -599,11 +605,19 @@ class Ledger:
         """Forget these with all that they left; the failures by id."""
         over = [job for job in jobs if job.ended]
         living = {job.id: InvalidStateError(f"{job.id}: it has not ended") for job in jobs if not job.ended}
+        self._remember_keys(over)
         try:
             self._forget(over)
         except WflError as error:
             return {**living, **dict.fromkeys((job.id for job in over if job.id in self._jobs), error)}
         return dict(living)
+
+    def _remember_keys(self, jobs: Iterable[Job]) -> None:
+        """What is reaped stays so, even where its submission comes once more, which was kept on its way so long."""
+        with self._lock:
+            self._reaped.update(((job.session.owner, job.row.key), None) for job in jobs)
+            for mark in list(islice(self._reaped, max(0, len(self._reaped) - REAPED))):
+                del self._reaped[mark]
 
 
 def place(job: Job) -> tuple[int, int]:
